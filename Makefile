@@ -1,0 +1,31 @@
+# Everything here is a command that a person could type. Needs Python 3.11 or newer and make.
+PYTHON ?= python3
+BIN := .venv/bin
+# The Python of the environment, and the programs it brings (ninja, ruff, …).
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test test-long test-gpu check install
+
+install: $(BIN)/.ready
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/python -m jobs.demo jobs/configs/demo.yaml
+
+test: install
+	$(BIN)/python -m pytest -m 'not long' --ignore=tests/gpu
+
+test-long: install
+	$(BIN)/python -m pytest -m long --ignore=tests/gpu
+
+test-gpu: install
+	$(BIN)/python -m pytest tests/gpu
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy

@@ -1,0 +1,29 @@
+"""python -m jobs.convert DATASET RAW_DIR OUT_DIR [key=value …]: a raw data set → item, interaction and user tables."""
+
+import argparse
+from typing import Any
+
+from jobs.entry import run_entry
+
+
+def main() -> dict[str, Any]:
+    """Parse, convert, return what was written."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.convert", description="Raw data set → item, interaction and user tables.")
+    parser.add_argument(
+        "dataset", choices=("catalogue", "synthetic"), help="catalogue: a folder with a mapping file; synthetic: drawn data with a known answer"
+    )
+    parser.add_argument("raw_dir", metavar="RAW_DIR", help="folder of the raw data; '-' for synthetic")
+    parser.add_argument("out_dir", metavar="OUT_DIR", help="new folder for the tables")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the converter, such as mapping=FILE.yaml or num_items=500")
+    arguments = parser.parse_args()
+
+    from medley.config import load_converter
+    from medley.data.convert import convert
+    from medley.manifest import absolute_uri
+
+    raw = [] if arguments.dataset == "synthetic" else [f"raw={arguments.raw_dir}"]
+    return convert(load_converter(arguments.dataset, [*raw, *arguments.settings]), absolute_uri(arguments.out_dir))
+
+
+if __name__ == "__main__":
+    run_entry(main)

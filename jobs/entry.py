@@ -1,0 +1,38 @@
+"""What every entry point shares: arguments of a configured verb, exit codes, the one JSON line of the result."""
+
+import argparse
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+def run_entry(main: Callable[[], dict[str, Any]]) -> NoReturn:
+    """Call `main` and end the process: 0 and one JSON line on success, 2 and a message on a user's mistake, 1 and a traceback on a failure."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s | %(message)s", datefmt="%H:%M:%S")
+    try:
+        result = main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        from medley.schema import InputError
+
+        if isinstance(error, InputError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        traceback.print_exc()
+        sys.exit(1)
+    print(json.dumps(result))
+    sys.exit(0)
+
+
+def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """The parser every configured verb starts from: CONFIG.yaml [dotted.key=value …] [--address URL]."""
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{verb}", description=description)
+    parser.add_argument("config", metavar="CONFIG.yaml", help="configuration of the run")
+    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="settings that replace those of the file")
+    parser.add_argument("--address", help="Ray cluster to join; default: RAY_ADDRESS, else a local Ray")
+    return parser

@@ -1,0 +1,25 @@
+"""python -m jobs.train CONFIG.yaml: a prepared data set → a trained run; the same command resumes it."""
+
+from typing import Any
+
+from jobs.entry import run_entry, verb_parser
+
+
+def main() -> dict[str, Any]:
+    """Parse, train, return the run and its validation metrics."""
+    parser = verb_parser("train", "Train a run, or resume it.")
+    parser.add_argument("--fresh", action="store_true", help="remove what an earlier run of this name left")
+    arguments = parser.parse_args()
+
+    from medley.cluster.session import ray_session, require_shared_storage
+    from medley.config import load_run
+    from medley.training.run import fit
+
+    run = load_run(arguments.config, arguments.overrides)
+    with ray_session(arguments.address):
+        require_shared_storage(run.storage)
+        return fit(run, fresh=arguments.fresh)
+
+
+if __name__ == "__main__":
+    run_entry(main)

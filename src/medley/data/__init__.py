@@ -1,0 +1,1 @@
+"""Tables → prepared shards → the plan → micro-batches."""

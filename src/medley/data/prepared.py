@@ -1,0 +1,136 @@
+"""A prepared data set as the later rooms read it: interactions as arrays, ids, facts, item shards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medley.data.item_lists import ItemLists
+from medley.data.prepare import PREPARED_KIND
+from medley.data.shards import ItemStore
+from medley.manifest import join_uri, read_manifest, read_parquet, verify_files
+from medley.schema import ITEM_INDEX, TIMESTAMP, USER_INDEX, VALUE, WEIGHT
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """One split in time order. users, items: int32; values, weights: float32 (value NaN where there is none); timestamps: int64 µs or None."""
+
+    users: np.ndarray
+    items: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+    is_target: np.ndarray
+    timestamps: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Self:
+        """From a table of PREPARED_INTERACTIONS_SCHEMA."""
+        has_times = table.num_rows > 0 and table[TIMESTAMP].null_count == 0
+        return cls(
+            users=table[USER_INDEX].to_numpy(),
+            items=table[ITEM_INDEX].to_numpy(),
+            values=table[VALUE].to_numpy(),
+            weights=table[WEIGHT].to_numpy(),
+            is_target=table["is_target"].to_numpy(),
+            timestamps=table[TIMESTAMP].cast(pa.int64()).to_numpy() if has_times else None,
+        )
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A finished prepared set; tables are read on first use, every file's hash checked before."""
+
+    uri: str
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, uri: str) -> Self:
+        """Read and check the manifest; item shards are checked when first read."""
+        return cls(uri, read_manifest(uri, PREPARED_KIND))
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue."""
+        return int(self.manifest["counts"]["num_items"])
+
+    @property
+    def num_users(self) -> int:
+        """Users with any interaction."""
+        return int(self.manifest["counts"]["num_users"])
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the items table, without the id."""
+        return list(self.manifest["counts"]["columns"])
+
+    def _table(self, name: str) -> pa.Table:
+        verify_files(self.uri, self.manifest, prefix=name)
+        return read_parquet(join_uri(self.uri, name))
+
+    def interactions(self, split: str) -> Interactions:
+        """train, valid or test."""
+        return Interactions.from_table(self._table(f"{split}.parquet"))
+
+    @cached_property
+    def train(self) -> Interactions:
+        """The train split."""
+        return self.interactions("train")
+
+    @cached_property
+    def item_facts(self) -> pa.Table:
+        """item_index, item_id, title, train_count and attribute columns."""
+        return self._table("item_facts.parquet")
+
+    @cached_property
+    def users(self) -> pa.Table:
+        """user_index, user_id and attribute columns."""
+        return self._table("users.parquet")
+
+    @cached_property
+    def train_count_N(self) -> np.ndarray:
+        """Train interactions of each item, int64."""
+        return self.item_facts["train_count"].to_numpy().copy()  # torch wants writable memory
+
+    @cached_property
+    def train_lists(self) -> ItemLists:
+        """What each user had in train."""
+        return ItemLists.from_pairs(self.train.users, self.train.items, self.num_users)
+
+    def item_lists(self, *splits: str) -> ItemLists:
+        """What each user had in these splits together."""
+        parts = [self.train if split == "train" else self.interactions(split) for split in splits]
+        users, items = (np.concatenate([getattr(part, name) for part in parts]) for name in ("users", "items"))
+        return ItemLists.from_pairs(users, items, self.num_users)
+
+    def targets(self, split: str) -> ItemLists:
+        """Each user's relevant items in a split: target events on items not already had in train."""
+        part = self.interactions(split)
+        users, items = part.users[part.is_target], part.items[part.is_target]
+        keys = users.astype(np.int64) * self.num_items + items
+        seen_keys = self.train.users.astype(np.int64) * self.num_items + self.train.items
+        is_new = ~np.isin(keys, seen_keys)
+        return ItemLists.from_pairs(users[is_new], items[is_new], self.num_users)
+
+    def item_store(self) -> ItemStore:
+        """Reader of the modality columns."""
+        return ItemStore(self.uri, self.manifest["files"])
+
+    def user_categories(self, column: str) -> np.ndarray:
+        """(V,) int64 category of an attribute column, numbered from 1 in the order of the values; 0 where it is null."""
+        values = self.users[column].combine_chunks()
+        known = pc.unique(values.drop_null())
+        known = known.take(pc.sort_indices(known))
+        return pc.fill_null(pc.add(pc.index_in(values, value_set=known), 1), 0).to_numpy().astype(np.int64)

@@ -1,0 +1,130 @@
+"""Shards of prepared items: media cleaned once and re-encoded, written as Arrow IPC with a fixed number of rows, read by item index."""
+
+import hashlib
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from medley.data.tables import Tables, iterate_rows
+from medley.manifest import join_uri, open_storage, read_bytes, write_bytes
+from medley.media import MediaConfig, MediaError, decode_audio, decode_image, encode_flac, encode_jpeg, shrink_image
+from medley.schema import AUDIO, IMAGE, ITEM_ID, ITEM_INDEX, TEXT, InputError
+
+ITEMS_PER_SHARD = 256
+"""Item i stands in shard i // 256: no index is needed. 256 items of about 25 KB make a shard of about 6 MB."""
+
+
+def clean_shard(tables: Tables, media: MediaConfig, item_rows: Sequence[tuple[str, int, int]], uri: str) -> dict[str, Any]:
+    """Clean one shard's items (a Ray task) and write it. item_rows: (item_id, file number, row in the file), consecutive in the files.
+
+    Undecodable media and blank texts become null and are reported. Returns coverage (column → items that have it) and quarantine rows.
+    """
+    quarantine: list[dict[str, Any]] = []
+    coverage: Counter[str] = Counter()
+    rows = []
+    for row in _read_rows(tables, item_rows):
+        cleaned = {name: _clean_value(name, value, row[ITEM_ID], media, quarantine) for name, value in row.items()}
+        coverage.update(name for name, value in cleaned.items() if value is not None)
+        rows.append(cleaned)
+    fields = [field for field in tables.items_schema if _is_modality(field)]
+    schema = pa.schema([pa.field(ITEM_ID, pa.string()), *(pa.field(f.name, pa.large_binary() if pa.types.is_binary(f.type) else f.type) for f in fields)])
+    table = pa.Table.from_pylist(rows, schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(table)
+    write_bytes(uri, sink.getvalue().to_pybytes())
+    return {"coverage": dict(coverage), "quarantine": quarantine}
+
+
+def _is_modality(field: pa.Field) -> bool:
+    """Columns an encoder may read: text, media, tags and vectors; other scalars are attributes and live in item_facts."""
+    return field.name == TEXT or pa.types.is_binary(field.type) or pa.types.is_nested(field.type)
+
+
+def _read_rows(tables: Tables, item_rows: Sequence[tuple[str, int, int]]) -> list[dict[str, Any]]:
+    """The raw rows of these items; each file's range is read once and rows that were left out are skipped."""
+    rows = []
+    for number in sorted({number for _, number, _ in item_rows}):
+        wanted = [row for _, file_number, row in item_rows if file_number == number]
+        places = set(wanted)
+        span = iterate_rows(tables.items[number], wanted[0], wanted[-1] + 1)
+        rows += [row for place, row in enumerate(span, start=wanted[0]) if place in places]
+    return rows
+
+
+def _clean_value(name: str, value: Any, item_id: str, media: MediaConfig, quarantine: list[dict[str, Any]]) -> Any:
+    """A value as training wants it, or None with a quarantine row that says why."""
+    if value is None:
+        return None
+    reason = None
+    if name == TEXT and not value.strip():
+        reason = "text is empty"
+    elif name == IMAGE:
+        try:
+            return encode_jpeg(shrink_image(decode_image(value, media), media.image_max_side_pixels), media.image_quality)
+        except MediaError as error:
+            reason = str(error)
+    elif name == AUDIO:
+        try:
+            return encode_flac(decode_audio(value, media), media.audio_sample_rate_hz)
+        except MediaError as error:
+            reason = str(error)
+    if reason is None:
+        return value
+    quarantine.append({"table": "items", "id": item_id, "column": name, "reason": reason, "num_rows": 1})
+    return None
+
+
+class ItemStore:
+    """Reads prepared items by index from memory-mapped shards; each shard's hash is checked once per process before its first row is given.
+
+    Shards on remote storage are copied to `cache_folder` first. Safe to use from several threads.
+    """
+
+    def __init__(self, uri: str, files: Mapping[str, Mapping[str, Any]], cache_folder: str | None = None):
+        self.uri = uri
+        self.files = files
+        self.cache_folder = cache_folder or tempfile.gettempdir()
+        self._shards: dict[int, pa.Table] = {}
+        self._lock = threading.Lock()
+
+    def take(self, item_indices: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Rows of these items in this order, with an item_index column. item_indices: (rows,) ints, any order."""
+        shard_numbers = item_indices // ITEMS_PER_SHARD
+        order = np.argsort(shard_numbers, kind="stable")
+        pieces = []
+        for number in np.unique(shard_numbers):
+            rows = item_indices[order][shard_numbers[order] == number] % ITEMS_PER_SHARD
+            pieces.append(self._shard(int(number)).select(columns).take(pa.array(rows)))
+        back = np.empty(len(order), dtype=np.int64)
+        back[order] = np.arange(len(order))
+        table = pa.concat_tables(pieces).take(pa.array(back))
+        return table.append_column(ITEM_INDEX, pa.array(item_indices.astype(np.int32)))
+
+    def _shard(self, number: int) -> pa.Table:
+        with self._lock:
+            if number not in self._shards:
+                self._shards[number] = self._open(f"items/part-{number:05d}.arrow")
+            return self._shards[number]
+
+    def _open(self, name: str) -> pa.Table:
+        filesystem, path = open_storage(join_uri(self.uri, name))
+        if isinstance(filesystem, pa.fs.LocalFileSystem):
+            local = Path(path)
+        else:
+            local = Path(self.cache_folder) / f"medley-{self.files[name]['sha256'][:24]}.arrow"
+            if not local.exists():
+                write_bytes(str(local), read_bytes(join_uri(self.uri, name)))
+        source = pa.memory_map(str(local))
+        found = hashlib.sha256(source.read_buffer()).hexdigest()
+        if found != self.files[name]["sha256"]:
+            raise InputError(
+                f"shard '{name}' in '{self.uri}' has SHA-256 {found[:12]}…", f"{self.files[name]['sha256'][:12]}… from its manifest", "run jobs.prepare --fresh"
+            )
+        return pa.ipc.open_file(source).read_all()

@@ -1,0 +1,68 @@
+"""One modality in, one vector out.
+
+An encoder's file owns its configuration and its module. A configuration has `column` and two methods: `learn(values)` returns the assets
+(file name → bytes: tokenizer, vocabulary) that the encoder needs beside its weights; `build(assets, pretrained)` makes the module.
+
+The module has `output_dimension`, `prepare(value)` (one item on the CPU, thread-safe, the same in training and serving; returns input
+name → tensor), `dummy()` (a prepared item of zeros) and `forward(inputs)` over P stacked items, (P, output_dimension).
+To add one: write the file, add it to the union below.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from medley.encoders.features import FeaturesConfig
+from medley.encoders.logmel_cnn import LogMelCnnConfig
+from medley.encoders.resnet import ResNetConfig
+from medley.encoders.subword import SubwordConfig
+from medley.encoders.tags import TagsConfig
+from medley.encoders.transformer_image import TransformerImageConfig
+from medley.encoders.transformer_text import TransformerTextConfig
+
+EncoderConfig = Annotated[
+    SubwordConfig | TransformerTextConfig | ResNetConfig | TransformerImageConfig | LogMelCnnConfig | TagsConfig | FeaturesConfig,
+    Field(discriminator="kind"),
+]
+
+
+class Encoder(Protocol):
+    """What the model and the stream ask of an encoder."""
+
+    output_dimension: int
+
+    def prepare(self, value: Any) -> dict[str, Tensor]:
+        """One item's raw value → its input tensors, on the CPU."""
+
+    def dummy(self) -> dict[str, Tensor]:
+        """Zeros shaped like one prepared item: what an encoder runs on when no item of a micro-batch has its modality."""
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(P, output_dimension) float vectors of P items."""
+
+
+class EncoderSettings(Protocol):
+    """What every member of the union offers."""
+
+    column: str
+
+    def learn(self, values: Iterable[Any]) -> dict[str, bytes]:
+        """Assets from the train items' values (nulls left out)."""
+
+    def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> torch.nn.Module:
+        """The module; `pretrained=False` leaves out reading weights that a checkpoint will replace."""
+
+
+def stack_inputs(prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack items' inputs by name; where first dimensions differ (tokens, tags) shorter ones are padded with 0 at the end."""
+    stacked = {}
+    for name in prepared[0]:
+        tensors = [item[name] for item in prepared]
+        if len({len(tensor) for tensor in tensors}) > 1:
+            stacked[name] = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+        else:
+            stacked[name] = torch.stack(tensors)
+    return stacked

@@ -1,0 +1,89 @@
+"""Sound by a small convolutional network over the log-mel spectrogram."""
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from medley.encoders.resnet import group_norm
+from medley.encoders.settings import TrainableSettings
+from medley.media import decode_flac
+from medley.schema import AUDIO
+
+
+class LogMelCnnConfig(TrainableSettings):
+    """Log-mel + CNN from scratch."""
+
+    kind: Literal["logmel_cnn"] = "logmel_cnn"
+    column: str = AUDIO
+    """column of prepared FLAC clips"""
+    sample_rate_hz: int = Field(default=16000, ge=1000)
+    """rate of the prepared clips (data.media.audio_sample_rate_hz)"""
+    clip_seconds: float = Field(default=4.0, gt=0)
+    """clips are cut or padded with silence to this length"""
+    num_mel_bins: int = Field(default=64, ge=8)
+    window_milliseconds: float = Field(default=32.0, gt=0)
+    hop_milliseconds: float = Field(default=16.0, gt=0)
+    width: int = Field(default=32, ge=8, multiple_of=8)
+    """channels of the first of four stages; the last has eight times as many"""
+
+    def learn(self, values: Iterable[bytes]) -> dict[str, bytes]:
+        """Nothing is learned."""
+        return {}
+
+    def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "LogMelCnnEncoder":
+        """The module."""
+        return LogMelCnnEncoder(
+            sample_rate_hz=self.sample_rate_hz,
+            clip_length_samples=round(self.clip_seconds * self.sample_rate_hz),
+            num_mel_bins=self.num_mel_bins,
+            window_length_samples=round(self.window_milliseconds * self.sample_rate_hz / 1000),
+            hop_length_samples=round(self.hop_milliseconds * self.sample_rate_hz / 1000),
+            width=self.width,
+        )
+
+
+class LogMelCnnEncoder(nn.Module):
+    """Steps: 1. mel power spectrogram; 2. log, each clip's own mean taken off (loudness does not count); 3. four convolutions that halve
+    time and frequency; 4. mean and maximum over time, frequencies kept apart; 5. one linear layer."""
+
+    def __init__(self, *, sample_rate_hz: int, clip_length_samples: int, num_mel_bins: int, window_length_samples: int, hop_length_samples: int, width: int):
+        super().__init__()
+        from torchaudio.transforms import MelSpectrogram
+
+        self.sample_rate_hz = sample_rate_hz
+        self.clip_length_samples = clip_length_samples
+        self.output_dimension = 8 * width
+        self.spectrogram = MelSpectrogram(
+            sample_rate_hz, n_fft=window_length_samples, hop_length=hop_length_samples, n_mels=num_mel_bins, mel_scale="slaney", norm="slaney"
+        )
+        widths = [1, width, 2 * width, 4 * width, 8 * width]
+        self.stages = nn.Sequential(*(conv_stage(num_in, num_out) for num_in, num_out in pairwise(widths)))
+        num_bands = -(-num_mel_bins // 16)
+        self.project = nn.Linear(2 * 8 * width * num_bands, self.output_dimension)
+
+    def prepare(self, value: bytes) -> dict[str, Tensor]:
+        """float32 (S,) in [-1, 1], cut or padded to the clip length."""
+        samples_S = decode_flac(value)[: self.clip_length_samples]
+        return {"samples": nn.functional.pad(samples_S, (0, self.clip_length_samples - len(samples_S)))}
+
+    def dummy(self) -> dict[str, Tensor]:
+        """Silence."""
+        return {"samples": torch.zeros(self.clip_length_samples)}
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(P, 8 × width)."""
+        # The spectrogram stays in float32: powers of quiet sounds vanish in half precision.
+        log_mel_PFS = torch.log(self.spectrogram(inputs["samples"].float()) + 1e-5)
+        log_mel_PFS = (log_mel_PFS - log_mel_PFS.mean(dim=(1, 2), keepdim=True)) / 4
+        hidden = self.stages(log_mel_PFS.unsqueeze(1).to(self.project.weight.dtype).contiguous(memory_format=torch.channels_last))
+        pooled = torch.cat([hidden.mean(dim=3), hidden.amax(dim=3)], dim=1)
+        return self.project(pooled.flatten(start_dim=1))
+
+
+def conv_stage(num_in: int, num_out: int) -> nn.Sequential:
+    """3×3 convolution that halves both sides, GroupNorm, ReLU."""
+    return nn.Sequential(nn.Conv2d(num_in, num_out, kernel_size=3, stride=2, padding=1, bias=False), group_norm(num_out), nn.ReLU())

@@ -1,0 +1,64 @@
+"""Text by any transformers encoder from a local folder, its token vectors averaged."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from medley.encoders.settings import TrainableSettings
+from medley.encoders.transformer_files import build_model, read_assets, with_folder
+from medley.schema import TEXT
+
+
+class TransformerTextConfig(TrainableSettings):
+    """A pretrained text encoder (BERT, MiniLM, …)."""
+
+    kind: Literal["transformer_text"] = "transformer_text"
+    column: str = TEXT
+    """string column"""
+    path: str
+    """local transformers folder with config, tokenizer and safetensors weights"""
+    max_tokens: int = Field(default=64, ge=2)
+    """longer texts are cut"""
+
+    def learn(self, values: Iterable[str]) -> dict[str, bytes]:
+        """Nothing is learned: the folder's configuration and tokenizer files."""
+        return read_assets(self.path)
+
+    def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "TransformerTextEncoder":
+        """The module, with or without the folder's weights."""
+        from transformers import AutoTokenizer
+
+        tokenizer = with_folder(assets, lambda folder: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        return TransformerTextEncoder(build_model(assets, self.path, pretrained=pretrained), tokenizer, self.max_tokens)
+
+
+class TransformerTextEncoder(nn.Module):
+    """Mean over the real tokens of the last hidden state (sentence-transformers: Reimers and Gurevych 2019)."""
+
+    def __init__(self, model: nn.Module, tokenizer, max_tokens: int):  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.output_dimension = model.config.hidden_size
+
+    def prepare(self, value: str) -> dict[str, Tensor]:
+        """Token numbers and their mask, (T,) int64 each."""
+        ids = self.tokenizer(value, truncation=True, max_length=self.max_tokens)["input_ids"]
+        return {"token_ids": torch.tensor(ids, dtype=torch.int64), "token_mask": torch.ones(len(ids), dtype=torch.int64)}
+
+    def dummy(self) -> dict[str, Tensor]:
+        """One masked token."""
+        return {"token_ids": torch.zeros(1, dtype=torch.int64), "token_mask": torch.zeros(1, dtype=torch.int64)}
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(P, hidden size)."""
+        # A dummy row has no real token; attention over nothing is NaN, so its first position counts as real.
+        mask_PT = inputs["token_mask"].clone()
+        mask_PT[:, 0] = 1
+        hidden_PTD = self.model(input_ids=inputs["token_ids"], attention_mask=mask_PT).last_hidden_state
+        real_PT1 = mask_PT.unsqueeze(-1).to(hidden_PTD.dtype)
+        return (hidden_PTD * real_PT1).sum(dim=1) / real_PT1.sum(dim=1)

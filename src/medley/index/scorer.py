@@ -1,0 +1,46 @@
+"""A scorer: what every kind of training ends in: user vectors × item vectors + biases."""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from medley.manifest import read_bytes, write_bytes
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """score(u, i) = user_vectors[u] · item_vectors[i] + user_bias[u] + item_bias[i] + global_bias, all float32."""
+
+    user_vectors_VD: Tensor
+    item_vectors_ND: Tensor
+    user_bias_V: Tensor
+    item_bias_N: Tensor
+    global_bias: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.user_vectors_VD.shape[1] == self.item_vectors_ND.shape[1]
+        assert self.item_bias_N.shape[0] == self.item_vectors_ND.shape[0]
+        assert self.user_bias_V.shape[0] == self.user_vectors_VD.shape[0]
+
+    @classmethod
+    def of_items(cls, item_scores_N: Tensor, num_users: int) -> Self:
+        """The scorer that gives every user the same item scores (popularity)."""
+        return cls(
+            torch.zeros(num_users, 1),
+            torch.zeros(len(item_scores_N), 1),
+            torch.zeros(num_users),
+            item_scores_N.float(),
+            torch.zeros(()),
+        )
+
+    def save(self, uri: str) -> None:
+        """Write the tensors as one safetensors file."""
+        write_bytes(uri, save({f.name: getattr(self, f.name).contiguous().float().cpu() for f in fields(self)}))
+
+    @classmethod
+    def load(cls, uri: str) -> Self:
+        """Read what `save` wrote."""
+        return cls(**load(read_bytes(uri)))

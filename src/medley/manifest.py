@@ -1,0 +1,253 @@
+"""Folders that are whole or absent: files first, hashes, the manifest last; verified before they are read.
+
+A stage writes `NAME.tmp-ATTEMPT/`, then `manifest.json` in it (path, size, SHA-256 of every file), then renames the folder.
+On an object store, which cannot rename folders, the files are written in place and the manifest last: a folder without one does not exist.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import posixpath
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from medley.schema import InputError
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+def absolute_uri(uri: str) -> str:
+    """`uri` with a relative local path made absolute; URIs with a scheme stay as they are (workers and replicas run elsewhere)."""
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def join_uri(uri: str, *parts: str) -> str:
+    """`uri/part/…` for local paths and URIs alike."""
+    return posixpath.join(uri, *parts)
+
+
+def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system of a URI (local, s3, gs, hdfs) and the path in it."""
+    try:
+        return pafs.FileSystem.from_uri(absolute_uri(uri))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"storage '{uri}' cannot be opened ({error})",
+            "a local path or a URI that pyarrow.fs knows (file, s3, gs, hdfs)",
+            "correct the path or the credentials in the environment",
+        ) from error
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of one file; a missing one is an InputError."""
+    filesystem, path = open_storage(uri)
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+    except FileNotFoundError as error:
+        raise InputError(f"file '{uri}' does not exist", "a readable file", "check the path") from error
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write one file under a temporary name, then rename it."""
+    filesystem, path = open_storage(uri)
+    filesystem.create_dir(posixpath.dirname(path), recursive=True)
+    temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"
+    with filesystem.open_output_stream(temporary) as stream:
+        stream.write(data)
+    filesystem.move(temporary, path)
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write `value` as readable JSON, whole or not at all."""
+    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(uri: str) -> Any:
+    """The JSON document at `uri`; broken JSON is an InputError."""
+    try:
+        return json.loads(read_bytes(uri))
+    except json.JSONDecodeError as error:
+        raise InputError(f"'{uri}' is not JSON ({error})", "a JSON document", "write it again") from error
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a folder stands at `uri`."""
+    filesystem, path = open_storage(uri)
+    return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def list_folder(uri: str) -> list[str]:
+    """Names of the entries of a folder, sorted; empty when it does not exist."""
+    filesystem, path = open_storage(uri)
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    return sorted(posixpath.basename(info.path) for info in filesystem.get_file_info(selector))
+
+
+def write_parquet(uri: str, table: pa.Table, **options: Any) -> None:
+    """Write one Parquet file with page checksums, whole or not at all."""
+    filesystem, path = open_storage(uri)
+    filesystem.create_dir(posixpath.dirname(path), recursive=True)
+    temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"
+    pq.write_table(table, temporary, filesystem=filesystem, write_page_checksum=True, **options)
+    filesystem.move(temporary, path)
+
+
+def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file or a folder of them as one table, page checksums verified; missing or broken is an InputError."""
+    filesystem, path = open_storage(uri)
+    try:
+        return pq.read_table(path, filesystem=filesystem, columns=columns, page_checksum_verification=True)
+    except FileNotFoundError as error:
+        raise InputError(f"table '{uri}' does not exist", "a Parquet file or folder", "check the path") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"table '{uri}' cannot be read ({error})", "whole Parquet files", "write them again") from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 over the JSON of `parts` and the format version, first 16 hex digits."""
+    text = json.dumps([FORMAT_VERSION, *parts], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_file(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
+    """Size and SHA-256 of one file, read in pieces."""
+    digest, size_bytes = hashlib.sha256(), 0
+    with filesystem.open_input_stream(path) as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+            size_bytes += len(piece)
+    return {"size_bytes": size_bytes, "sha256": digest.hexdigest()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a stage writes."""
+    names = ("medley-rec", "ray", "torch", "deepspeed", "transformers", "pyarrow", "tokenizers")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class StagedFolder:
+    """A folder being written: visible under its final name only after `commit`. Use through `staged_folder`."""
+
+    def __init__(self, uri: str):
+        self.final_uri = absolute_uri(uri)
+        filesystem, _ = open_storage(self.final_uri)
+        self.renames = isinstance(filesystem, pafs.LocalFileSystem)
+        self.uri = f"{self.final_uri}.tmp-{uuid.uuid4().hex[:8]}" if self.renames else self.final_uri
+        self.is_committed = False
+
+    def path(self, *parts: str) -> str:
+        """URI of a file inside the folder while it is being written; Ray tasks may write there too."""
+        return join_uri(self.uri, *parts)
+
+    def commit(self, kind: str, identity: str, *, parents: Mapping[str, str], counts: Mapping[str, Any], config: Any) -> dict[str, Any]:
+        """Hash every file, write the manifest, rename the folder into place; returns the manifest."""
+        manifest = write_manifest(self.uri, kind, identity, parents=parents, counts=counts, config=config)
+        if self.renames:
+            filesystem, root = open_storage(self.uri)
+            _replace_folder(filesystem, root, open_storage(self.final_uri)[1])
+        self.is_committed = True
+        return manifest
+
+
+def write_manifest(
+    uri: str, kind: str, identity: str, *, parents: Mapping[str, str], counts: Mapping[str, Any], config: Any, only: tuple[str, ...] = ("",)
+) -> dict[str, Any]:
+    """Hash the files of a folder (or `only` some of its files and subfolders) and write its manifest; what makes the folder finished."""
+    filesystem, root = open_storage(uri)
+    paths: list[str] = []
+    for name in only:
+        info = filesystem.get_file_info(posixpath.join(root, name).rstrip("/"))
+        found = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True)) if info.type == pafs.FileType.Directory else [info]
+        paths += [entry.path for entry in found if entry.type == pafs.FileType.File]
+    manifest = {
+        "kind": kind,
+        "format_version": FORMAT_VERSION,
+        "fingerprint": identity,
+        "parents": dict(parents),
+        "counts": dict(counts),
+        "config": config,
+        "versions": versions(),
+        "files": {posixpath.relpath(path, root): hash_file(filesystem, path) for path in sorted(paths) if posixpath.basename(path) != MANIFEST},
+    }
+    write_json(join_uri(uri, MANIFEST), manifest)
+    return manifest
+
+
+def _replace_folder(filesystem: pafs.FileSystem, new: str, final: str) -> None:
+    """Rename `new` to `final`; an older folder there is moved aside first and removed last."""
+    if filesystem.get_file_info(final).type == pafs.FileType.NotFound:
+        filesystem.move(new, final)
+        return
+    old = f"{final}.tmp-old-{uuid.uuid4().hex[:8]}"
+    filesystem.move(final, old)
+    filesystem.move(new, final)
+    filesystem.delete_dir(old)
+
+
+@contextmanager
+def staged_folder(uri: str) -> Iterator[StagedFolder]:
+    """Write a folder that appears whole or not at all; what was not committed is removed on the way out."""
+    stage = StagedFolder(uri)
+    filesystem, root = open_storage(stage.uri)
+    filesystem.create_dir(root, recursive=True)
+    try:
+        yield stage
+    finally:
+        if not stage.is_committed and stage.renames:
+            filesystem.delete_dir(root)
+
+
+def find_manifest(uri: str) -> dict[str, Any] | None:
+    """The manifest of a folder, or None when the folder is absent or was never finished."""
+    return read_json(join_uri(uri, MANIFEST)) if exists(join_uri(uri, MANIFEST)) else None
+
+
+def read_manifest(uri: str, kind: str) -> dict[str, Any]:
+    """The manifest of a finished folder of this kind; anything else is an InputError."""
+    manifest = find_manifest(uri)
+    if manifest is None:
+        raise InputError(f"'{uri}' has no {MANIFEST}", f"a finished folder of kind '{kind}'", "run the stage that writes it, or correct the path")
+    if manifest.get("kind") != kind or manifest.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"'{uri}' holds kind '{manifest.get('kind')}', format {manifest.get('format_version')}",
+            f"kind '{kind}', format {FORMAT_VERSION}",
+            "point to another folder, or run the stage again with this version",
+        )
+    return manifest
+
+
+def verify_files(uri: str, manifest: Mapping[str, Any], prefix: str = "") -> None:
+    """Compare size and SHA-256 of every file under `prefix` with the manifest; a changed byte is an InputError that names the file."""
+    filesystem, root = open_storage(uri)
+    for name, expected in manifest["files"].items():
+        if not name.startswith(prefix):
+            continue
+        try:
+            found = hash_file(filesystem, posixpath.join(root, name))
+        except FileNotFoundError as error:
+            raise InputError(f"file '{name}' is missing from '{uri}'", "every file of its manifest", "write the folder again") from error
+        if found != expected:
+            raise InputError(
+                f"file '{name}' in '{uri}' has SHA-256 {found['sha256'][:12]}… ({found['size_bytes']} bytes)",
+                f"{expected['sha256'][:12]}… ({expected['size_bytes']} bytes) from its manifest",
+                "the file was changed or damaged: write the folder again",
+            )

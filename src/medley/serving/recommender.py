@@ -1,0 +1,281 @@
+"""Recommendations from a bundle in plain Python: known users, users known only by a history, and everybody else."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medley.bundle import Bundle, read_bundle
+from medley.index.search import fold_in, rank, top_k
+from medley.manifest import absolute_uri
+from medley.schema import ITEM_ID, TITLE, USER_ID, InputError
+
+MAX_K = 1000
+SPARE_RESULTS = 32
+"""Results beyond k that the float32 search fetches for the exact ranking; more are fetched where ties need them."""
+
+Source = Literal["personal", "fold_in", "popular"]
+
+
+class UnknownIdError(InputError):
+    """The bundle does not hold this user or item; over HTTP a 404."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request for recommendations; the arguments are those of `Recommender.recommend`."""
+
+    user_id: str | None = None
+    k: int = 10
+    history: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    candidates: Sequence[str] | None = None
+    include_seen: bool = False
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+
+
+@dataclass(frozen=True)
+class RankedItem:
+    """One recommended item. score: higher is better; its scale depends on the source (see `Recommendations`)."""
+
+    item_id: str
+    title: str | None
+    score: float
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The best items first, fewer than k where no more are left.
+
+    source: `personal` (the trained user vector; scores of the model), `fold_in` (a user vector solved from the history; scores near 1 for
+    items like those of the history, near 0 for others) or `popular` (no knowledge of the user; scores are training interactions).
+    unknown_items: ids of the request that the bundle does not hold; they were ignored.
+    """
+
+    items: Sequence[RankedItem]
+    source: Source
+    unknown_items: Sequence[str]
+    model_version: str
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What is served: version, counts, width of the vectors, test metrics, and the fingerprints and versions it was made from."""
+
+    model_version: str
+    num_items: int
+    num_users: int
+    dimension: int
+    metrics: Mapping[str, Any]
+    parents: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A query in indices. user_vector_D is None where only popularity can answer."""
+
+    query: Query
+    source: Source
+    user_vector_D: Tensor | None
+    offset: float
+    excluded: np.ndarray
+    candidates: np.ndarray | None
+    unknown_items: list[str]
+
+
+class Recommender:
+    """A bundle in memory, ready to answer. Safe to call from several threads: nothing changes after construction.
+
+    unseen_weight, regularization: the fold-in's weight of items not in the history and its ridge term (index/search.py, `fold_in`).
+    The defaults are customary values, not measured ones: tune them for the model at hand where fold-in matters.
+
+    Ranking has two steps: 1. one float32 product of all users of a batch with all items finds each user's best k and some spare;
+    2. those few are scored again in float64. Float32 sums differ in their last digits between batch sizes; step 2 makes the answer
+    the same alone, in any batch and on any number of threads. Equal scores are ordered by item index.
+    """
+
+    def __init__(self, bundle: Bundle, *, unseen_weight: float = 0.1, regularization: float = 1.0):
+        if unseen_weight < 0 or regularization <= 0:
+            raise InputError(
+                f"fold-in with unseen_weight {unseen_weight}, regularization {regularization}", "unseen_weight ≥ 0, regularization > 0", "correct them"
+            )
+        scorer = bundle.scorer
+        assert bundle.items.num_rows == len(scorer.item_vectors_ND)
+        assert bundle.users.num_rows == len(scorer.user_vectors_VD)
+        self.unseen_weight, self.regularization = unseen_weight, regularization
+        self.model_version = bundle.version
+        # The bias is one more column, met by a 1 in personal user vectors and by a 0 in folded-in ones: one product ranks both.
+        self._item_vectors_ND = torch.cat([scorer.item_vectors_ND, scorer.item_bias_N[:, None]], dim=1)
+        self._user_vectors_VD = scorer.user_vectors_VD
+        self._user_offset_V = scorer.user_bias_V + scorer.global_bias
+        self._no_bias_N = torch.zeros(len(scorer.item_vectors_ND))
+        self._item_norm_N = scorer.item_vectors_ND.norm(dim=1)
+        self._max_norm = float(self._item_vectors_ND.norm(dim=1).max()) if bundle.items.num_rows else 0.0
+        self._gram_DD = (scorer.item_vectors_ND.T @ scorer.item_vectors_ND).double()
+        self._item_ids: list[str] = bundle.items[ITEM_ID].to_pylist()
+        self._titles: list[str | None] = bundle.items[TITLE].to_pylist()
+        self._item_index = {item_id: index for index, item_id in enumerate(self._item_ids)}
+        self._user_index = {user_id: index for index, user_id in enumerate(bundle.users[USER_ID].to_pylist())}
+        self._seen = bundle.seen
+        self._train_count_N = bundle.items["train_count"].to_numpy()
+        self._popular_order_N = np.argsort(-self._train_count_N.astype(np.int64), kind="stable")
+        self.description = ModelDescription(
+            model_version=bundle.version,
+            num_items=len(self._item_ids),
+            num_users=len(self._user_index),
+            dimension=scorer.item_vectors_ND.shape[1],
+            metrics=bundle.metrics,
+            parents=bundle.manifest["parents"],
+            versions=bundle.manifest["versions"],
+        )
+
+    @classmethod
+    def load(cls, uri: str, *, unseen_weight: float = 0.1, regularization: float = 1.0) -> Self:
+        """The recommender of a bundle folder; a missing, foreign or changed one is an InputError."""
+        return cls(read_bundle(absolute_uri(uri)), unseen_weight=unseen_weight, regularization=regularization)
+
+    def recommend(
+        self,
+        user_id: str | None = None,
+        k: int = 10,
+        *,
+        history: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        candidates: Sequence[str] | None = None,
+        include_seen: bool = False,
+    ) -> Recommendations:
+        """The k best items (1 to 1000) for a user.
+
+        A user of the bundle gets `personal` recommendations; a history then only says what else they have had. Anybody else gets
+        `fold_in` from the known items of `history`, or `popular` items without such. Items already had (in training, or in `history`) are
+        left out unless include_seen. Items of `exclude` never come back. candidates: rank only these (None: the whole catalogue).
+        """
+        return self.recommend_many([Query(user_id, k, history, exclude, candidates, include_seen)])[0]
+
+    def recommend_many(self, queries: Sequence[Query]) -> list[Recommendations]:
+        """Answers of many queries in one product; each is what `recommend` gives for it alone."""
+        plans = [self._plan(query) for query in queries]
+        searched = [row for row, plan in enumerate(plans) if plan.user_vector_D is not None and plan.candidates is None]
+        found = dict(zip(searched, self._search([plans[row] for row in searched]), strict=True)) if searched else {}
+        return [self._answer(plan, found.get(row, plan.candidates)) for row, plan in enumerate(plans)]
+
+    def score(self, user_id: str | None, item_ids: Sequence[str], history: Sequence[str] = ()) -> list[float]:
+        """Scores of these items in their order, on the scale of `recommend`'s source for this user and history.
+
+        An unknown item, or a user of whom neither a vector nor a history says anything, is an UnknownIdError.
+        """
+        indices = np.array([self._index_of(item_id) for item_id in item_ids], dtype=np.int64)
+        history_indices, _ = self._indices(history)
+        _, user_vector_D, offset = self._user(user_id, history_indices)
+        if user_vector_D is None:
+            raise UnknownIdError(
+                f"user {user_id!r} is not in bundle {self.model_version} and the history holds no known items",
+                "a user of the bundle, or a history with at least one of its items",
+                "send a history, or ask for popular items with recommend",
+            )
+        return [float(score) + offset for score in self._exact_scores(user_vector_D, indices)]
+
+    def similar(self, item_id: str, k: int = 10) -> list[RankedItem]:
+        """The k items (1 to 1000) whose vectors have the highest cosine with this item's, itself left out."""
+        check_k(k)
+        index = self._index_of(item_id)
+        item_vectors_ND = self._item_vectors_ND[:, :-1]
+        norms_N = (self._item_norm_N * self._item_norm_N[index]).clamp_min(torch.finfo(torch.float32).tiny)
+        cosine_N = (item_vectors_ND @ item_vectors_ND[index] / norms_N).clamp(-1, 1)
+        cosine_N[index] = -torch.inf
+        scores_1K, items_1K = rank(cosine_N[None], min(k, len(self._item_ids)))
+        return self._ranked_items((item, score) for item, score in zip(items_1K[0].tolist(), scores_1K[0].tolist(), strict=True) if item >= 0)
+
+    def _plan(self, query: Query) -> _Plan:
+        history, unknown = self._indices(query.history)
+        excluded, unknown_excluded = self._indices(query.exclude)
+        candidates, unknown_candidates = self._indices(query.candidates or ())
+        source, user_vector_D, offset = self._user(query.user_id, history)
+        if not query.include_seen:
+            seen = self._seen.of(self._user_index[query.user_id]) if query.user_id in self._user_index else ()
+            excluded = np.unique(np.concatenate([excluded, history, np.asarray(seen, dtype=np.int64)]))
+        return _Plan(
+            query=query,
+            source=source,
+            user_vector_D=user_vector_D,
+            offset=offset,
+            excluded=excluded,
+            candidates=None if query.candidates is None else np.setdiff1d(candidates, excluded),
+            unknown_items=list(dict.fromkeys([*unknown, *unknown_excluded, *unknown_candidates])),
+        )
+
+    def _user(self, user_id: str | None, history: np.ndarray) -> tuple[Source, Tensor | None, float]:
+        """Where the knowledge of this user comes from, their float32 vector (bias column included) and what adds to every score."""
+        index = self._user_index.get(user_id) if user_id is not None else None
+        if index is not None:
+            return "personal", torch.cat([self._user_vectors_VD[index], torch.ones(1)]), float(self._user_offset_V[index])
+        liked_LD = self._item_vectors_ND[torch.from_numpy(history), :-1].double()
+        # Items without a direction (the vectors of a popularity model) say nothing about a taste.
+        if not liked_LD.any():
+            return "popular", None, 0.0
+        user_vector_D = fold_in(range(len(liked_LD)), liked_LD, self._gram_DD, self.unseen_weight, self.regularization)
+        # The ridge solution aims at 1 for liked items: the model's biases are on another scale and stay out.
+        return "fold_in", torch.cat([user_vector_D.float(), torch.zeros(1)]), 0.0
+
+    def _search(self, plans: Sequence[_Plan]) -> list[np.ndarray]:
+        """For each plan the indices of a few more items than k, its k best in exact arithmetic surely among them."""
+        users_BD = torch.stack([plan.user_vector_D for plan in plans if plan.user_vector_D is not None])
+        excluded = np.repeat(np.arange(len(plans)), [len(plan.excluded) for plan in plans]), np.concatenate([plan.excluded for plan in plans])
+        num_items, dimension = self._item_vectors_ND.shape
+        k = min(max(plan.query.k for plan in plans), num_items)
+        # Bound of the rounding error of two float32 dot products: 2 D u |user| |item|, u = 2⁻²⁴ (Higham 2002, section 3.1).
+        tolerance_B = 2 * dimension * 2.0**-24 * users_BD.norm(dim=1) * self._max_norm
+        num_fetched = min(k + SPARE_RESULTS, num_items)
+        while True:
+            scores_BK, items_BK = top_k(users_BD, self._item_vectors_ND, self._no_bias_N, num_fetched, excluded)
+            last_B = scores_BK[:, -1]
+            is_complete_B = torch.isneginf(last_B) | (last_B < scores_BK[:, k - 1] - tolerance_B)
+            if num_fetched == num_items or bool(is_complete_B.all()):
+                return [row_K[row_K >= 0] for row_K in items_BK.numpy()]
+            num_fetched = min(4 * num_fetched, num_items)
+
+    def _answer(self, plan: _Plan, indices: np.ndarray | None) -> Recommendations:
+        k = plan.query.k
+        if plan.user_vector_D is not None:
+            assert indices is not None
+            scores = self._exact_scores(plan.user_vector_D, indices)
+            order = np.lexsort((indices, -scores))[:k]
+            ranked = [(int(indices[place]), float(scores[place]) + plan.offset) for place in order]
+        else:
+            if indices is None:
+                indices = self._popular_order_N[: k + len(plan.excluded)]
+                indices = indices[~np.isin(indices, plan.excluded)]
+            order = np.lexsort((indices, -self._train_count_N[indices].astype(np.int64)))[:k]
+            ranked = [(int(indices[place]), float(self._train_count_N[indices[place]])) for place in order]
+        return Recommendations(self._ranked_items(ranked), plan.source, plan.unknown_items, self.model_version)
+
+    def _exact_scores(self, user_vector_D: Tensor, indices: np.ndarray) -> np.ndarray:
+        """Dot products summed in float64, then rounded to float32, so that equal vectors have equal scores."""
+        vectors_KD = self._item_vectors_ND[torch.from_numpy(indices)].numpy().astype(np.float64)
+        return (vectors_KD * user_vector_D.numpy().astype(np.float64)).sum(axis=1).astype(np.float32)
+
+    def _ranked_items(self, ranked: Iterable[tuple[int, float]]) -> list[RankedItem]:
+        return [RankedItem(self._item_ids[index], self._titles[index], score) for index, score in ranked]
+
+    def _indices(self, item_ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """Sorted unique indices of the known ids, and the unknown ids."""
+        known = {self._item_index[item_id] for item_id in item_ids if item_id in self._item_index}
+        return np.array(sorted(known), dtype=np.int64), [item_id for item_id in item_ids if item_id not in self._item_index]
+
+    def _index_of(self, item_id: str) -> int:
+        index = self._item_index.get(item_id)
+        if index is None:
+            raise UnknownIdError(f"item {item_id!r} is not in bundle {self.model_version}", "an item of the bundle", "check the id")
+        return index
+
+
+def check_k(k: int) -> None:
+    """An InputError unless 1 ≤ k ≤ 1000."""
+    if not 1 <= k <= MAX_K:
+        raise InputError(f"k is {k}", f"a number of results from 1 to {MAX_K}", "ask for fewer or more items")

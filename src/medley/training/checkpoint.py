@@ -1,0 +1,113 @@
+"""Checkpoints by parameter name: the same file resumes at another world size or ZeRO stage, fills the bundle and starts new runs.
+
+checkpoints/step-00000120/
+    weights.safetensors     parameters (float32 master weights) and buffers by name
+    optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq
+    scorer.safetensors      user and item vectors at that moment; only where an epoch ended
+    state.json              position in the plan, steps taken, metrics so far, world size, ZeRO stage
+    manifest.json           hashes; a checkpoint without it does not exist
+"""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from medley.index.scorer import Scorer
+from medley.manifest import join_uri, list_folder, open_storage, read_bytes, read_json, read_manifest, staged_folder, verify_files, write_bytes, write_json
+from medley.schema import InputError
+from medley.training.engine import ModelState
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_KIND = "checkpoint"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next global batch is (epoch, global_batch); what was seen so far."""
+
+    epoch: int = 0
+    global_batch: int = 0
+    step: int = 0
+    best_metric: float | None = None
+    best_epoch: int | None = None
+    best_checkpoint: str | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """one entry per finished epoch: losses and validation metrics"""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory."""
+
+    name: str
+    model: ModelState
+    progress: Progress
+
+
+def write_checkpoint(folder: str, model: ModelState, progress: Progress, scorer: Scorer | None, held: dict[str, Any], identity: str) -> str:
+    """Write one checkpoint, whole or not at all; returns its name. held: world size and engine settings, for the record."""
+    name = f"step-{progress.step:08d}"
+    with staged_folder(join_uri(folder, name)) as stage:
+        write_bytes(stage.path("weights.safetensors"), save({key: value.contiguous() for key, value in model.weights.items()}))
+        write_bytes(stage.path("optimizer.safetensors"), save({key: value.contiguous() for key, value in model.optimizer.items()}))
+        if scorer is not None:
+            scorer.save(stage.path("scorer.safetensors"))
+        write_json(stage.path("state.json"), {"progress": asdict(progress), "num_optimizer_steps": model.num_steps, "held": held})
+        stage.commit(CHECKPOINT_KIND, identity, parents={}, counts={"step": progress.step}, config=held)
+    return name
+
+
+def read_checkpoint(folder: str, name: str) -> Checkpoint:
+    """One checkpoint, every hash verified; a damaged one is an InputError that names the file."""
+    uri = join_uri(folder, name)
+    verify_files(uri, read_manifest(uri, CHECKPOINT_KIND))
+    state = read_json(join_uri(uri, "state.json"))
+    weights, optimizer = (load(read_bytes(join_uri(uri, f"{part}.safetensors"))) for part in ("weights", "optimizer"))
+    return Checkpoint(name, ModelState(weights, optimizer, state["num_optimizer_steps"]), Progress(**state["progress"]))
+
+
+def read_newest(folder: str) -> Checkpoint | None:
+    """The newest good checkpoint; damaged ones are skipped with their reason. None only in a folder that has none at all."""
+    names = checkpoint_names(folder)
+    reasons = []
+    for name in reversed(names):
+        try:
+            return read_checkpoint(folder, name)
+        except InputError as error:
+            logger.warning("checkpoint %s is not used: %s", name, error)
+            reasons.append(f"{name}: {error}")
+    if names:
+        raise InputError(
+            f"no checkpoint of '{folder}' is whole ({'; '.join(reasons)})", "at least one good checkpoint", "restore one, or start anew with --fresh"
+        )
+    return None
+
+
+def checkpoint_names(folder: str) -> list[str]:
+    """Committed checkpoints, oldest first."""
+    return [name for name in list_folder(folder) if name.startswith("step-") and ".tmp-" not in name]
+
+
+def remove_old(folder: str, keep: int, best: str | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best."""
+    filesystem, root = open_storage(folder)
+    for name in checkpoint_names(folder)[:-keep]:
+        if name != best:
+            filesystem.delete_dir(f"{root}/{name}")
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Fill a model with a checkpoint's weights; names and shapes must agree."""
+    model.load_state_dict(weights, strict=True)
+
+
+def load_matching_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> int:
+    """Take over the weights of equal name and shape; returns how many."""
+    own = model.state_dict()
+    matching = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict(matching, strict=False)
+    return len(matching)

@@ -1,0 +1,82 @@
+"""Settings of training."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EngineConfig(BaseModel):
+    """How DeepSpeed holds the model. Any of these may change between a stop and its resume."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """what is sharded over the workers: 0 nothing, 1 optimiser state, 2 and gradients, 3 and parameters"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 keeps fp32 master weights"""
+    bucket_elements: int = Field(default=5_000_000, ge=1000)
+    """elements reduced or gathered at a time; larger ones (5e8) suit GPUs with fast links and cost 4 bytes each"""
+
+
+class OptimizerConfig(BaseModel):
+    """AdamW (Loshchilov and Hutter 2019) with warm-up and cosine decay."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """of fusion, head and encoders without one of their own"""
+    table_learning_rate: float | None = Field(default=None, gt=0)
+    """of user and item tables (free vectors, biases, attributes); null: learning_rate"""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """of matrices; biases and norms have none"""
+    table_weight_decay: float = Field(default=0.0, ge=0)
+    """of user and item tables: the regularisation of matrix factorisation"""
+    warmup_share: float = Field(default=0.05, ge=0, le=1)
+    """share of all steps in which the rate rises from 0"""
+    final_share: float = Field(default=0.05, ge=0, le=1)
+    """the rate at the last step as a share of the highest"""
+    gradient_clipping: float = Field(default=1.0, gt=0)
+    """largest norm of the whole gradient"""
+
+
+class GradientTrainConfig(BaseModel):
+    """Training by gradient descent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["gradient"] = "gradient"
+    epochs: int = Field(default=5, ge=1)
+    """most passes over the interactions"""
+    micro_batch_size: int = Field(default=512, ge=1)
+    """interactions that are scored against each other; decides in-batch negatives, so it changes the result"""
+    num_micro_batches: int = Field(default=2, ge=1)
+    """micro-batches of one step; the number of workers must divide it"""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    metric: str = "ndcg@10"
+    """validation metric that chooses the best epoch"""
+    patience: int = Field(default=0, ge=0)
+    """epochs without a better metric after which training stops; 0: never"""
+    start_from: str | None = None
+    """folder of a finished run of the same prepared data whose weights of equal name and shape are taken over"""
+    workers: int = Field(default=1, ge=1)
+    """training processes; may change between a stop and its resume"""
+    use_gpu: bool = False
+    """one GPU per worker, NCCL; false: CPUs, gloo"""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """logical CPUs that Ray sets aside per worker"""
+    engine: EngineConfig = EngineConfig()
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """further checkpoints within an epoch; null: only at its end"""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """newest checkpoints kept, beside the best"""
+    max_failures: int = Field(default=2, ge=0)
+    """times that lost workers are started again from the last checkpoint"""
+    log_every_steps: int = Field(default=20, ge=1)
+    """steps between log lines"""
+
+
+HOLDING_FIELDS = frozenset({"workers", "use_gpu", "cpus_per_worker", "engine", "checkpoint_every_steps", "keep_checkpoints", "max_failures", "log_every_steps"})
+"""Settings that change how a run is held, not what it learns: they are no part of its fingerprint."""
+
+TrainConfig = GradientTrainConfig
+"""A union once there are two."""

@@ -1,0 +1,217 @@
+"""The training loop, one page: the same for end-to-end and cached features, 1 or N workers, any ZeRO stage.
+
+Per global batch: 1. this rank's micro-batches come from the stream; 2. each is scored and its loss summed; 3. the engine averages gradients and
+updates; 4. losses are collected without a pause. Per epoch: 5. the catalogue is embedded and ranked on the valid split; 6. a checkpoint
+is committed; 7. training stops early or goes on.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from medley.data.plan import Plan
+from medley.data.stream import BatchStream
+from medley.index.embed import embed_all
+from medley.index.scorer import Scorer
+from medley.losses import LossConfig, batch_loss
+from medley.schema import Batch
+from medley.training.checkpoint import Progress, remove_old, write_checkpoint
+from medley.training.config import GradientTrainConfig
+from medley.training.engine import Engine, learning_rate_factor
+from medley.training.evaluate import EvaluateConfig, Questions, group_masks, rank_block, summarise
+from medley.training.report import RunLog, peak_memory_megabytes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """This process among the ranks."""
+
+    rank: int
+    num_ranks: int
+
+    def micro_batches(self, num_micro_batches: int) -> list[int]:
+        """The micro-batches of every global batch that this rank computes."""
+        assert num_micro_batches % self.num_ranks == 0
+        return list(range(self.rank, num_micro_batches, self.num_ranks))
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that one rank trains with."""
+
+    engine: Engine
+    stream: BatchStream
+    plan: Plan
+    loss: LossConfig
+    config: GradientTrainConfig
+    evaluate: EvaluateConfig
+    questions: Questions
+    train_count_N: Tensor
+    seat: Seat
+    checkpoint_folder: str | None
+    """None: nothing is saved (light trials)"""
+    log: RunLog | None
+    identity: str
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config.epochs * self.plan.num_global_batches
+
+
+def train(training: Training, progress: Progress, on_epoch: Callable[[dict[str, Any]], None] = lambda _: None) -> Progress:
+    """Train from `progress` to the last epoch or an early stop; returns where it ended."""
+    while progress.epoch < training.config.epochs and not _is_exhausted(progress, training.config):
+        scorer = train_epoch(training, progress)
+        _save(training, progress, scorer)
+        on_epoch(progress.history[-1])
+    return progress
+
+
+def train_epoch(training: Training, progress: Progress) -> Scorer:
+    """The rest of one epoch and its validation; moves `progress` to the next epoch. Returns the scorer of the model as it is then."""
+    started, num_rows, losses = time.monotonic(), 0, []
+    first_step = progress.step
+    for batches in training.stream.global_batches(progress.epoch, progress.global_batch, training.seat.micro_batches(training.config.num_micro_batches)):
+        num_rows += training.plan.num_rows_in(progress.global_batch)
+        losses.append(train_step(training, batches, progress.step))
+        progress.step += 1
+        progress.global_batch += 1
+        if progress.step % training.config.log_every_steps == 0:
+            _log_step(training, progress, _mean_over_ranks(training, losses[-training.config.log_every_steps :]), num_rows, time.monotonic() - started)
+        every = training.config.checkpoint_every_steps
+        if every and progress.step % every == 0 and progress.global_batch < training.plan.num_global_batches:
+            _save(training, progress, None)
+    step_losses = _mean_over_ranks(training, losses)
+    train_seconds = time.monotonic() - started
+    scorer, metrics = validate(training)
+    epoch_record = {
+        "epoch": progress.epoch,
+        "loss": float(np.mean(step_losses)) if step_losses else None,
+        "step_losses": step_losses,
+        "first_step": first_step,
+        "rows_per_second": num_rows / train_seconds,
+        "steps_per_second": len(step_losses) / train_seconds,
+        "train_seconds": train_seconds,
+        "validation_seconds": time.monotonic() - started - train_seconds,
+        "peak_memory_megabytes": peak_memory_megabytes(),
+        "valid": metrics,
+    }
+    progress.history.append(epoch_record)
+    progress.epoch, progress.global_batch = progress.epoch + 1, 0
+    _note_best(progress, metrics.get(training.config.metric))
+    _log_epoch(training, progress, epoch_record)
+    return scorer
+
+
+def train_step(training: Training, batches: list[Batch], step: int) -> Tensor:
+    """This rank's micro-batches of one global batch; returns the sum of their losses (detached), scaled so that the sum over ranks is the mean per row."""
+    engine, plan = training.engine, training.plan
+    engine.model.train()
+    factor = learning_rate_factor(step, training.num_steps, training.config.optimizer)
+    total = torch.zeros((), device=engine.device)
+    for batch in batches:
+        epoch, global_batch, micro_batch = batch.place
+        # Every draw of this forward pass follows from the plan, never from the rank or from what was drawn before.
+        torch.manual_seed(plan.step_seed(epoch, global_batch, micro_batch))
+        moved = batch.to(engine.device)
+        (scores_BU,) = engine.forward(moved)
+        loss_sum = batch_loss(training.loss, scores_BU, moved, training.train_count_N, plan.num_rows, plan.micro_batch_size)
+        share = loss_sum / plan.num_rows_in(global_batch)
+        # The engine averages over micro-batches and ranks; times their number that is the mean over the rows of the global batch.
+        engine.backward(share * plan.num_micro_batches)
+        engine.step(factor)
+        total += share.detach()
+    return total
+
+
+def validate(training: Training) -> tuple[Scorer, dict[str, Any]]:
+    """Embed the catalogue, rank the valid split; every rank ranks its share of the user blocks and gets the whole result."""
+    engine, seat = training.engine, training.seat
+    engine.model.eval()
+    scorer = embed_all(engine.forward, training.stream, engine.device, engine.model.head.global_bias, seat.rank, seat.num_ranks)
+    mask_N = group_masks(training.train_count_N.cpu().numpy())["all"]
+    k = int(training.config.metric.rpartition("@")[2])
+    own = {
+        block: rank_block(scorer, training.questions, block, mask_N, (k,), training.evaluate)
+        for block in range(seat.rank, training.questions.num_blocks, seat.num_ranks)
+    }
+    gathered = [own]
+    if seat.num_ranks > 1:
+        gathered = [{} for _ in range(seat.num_ranks)]
+        dist.all_gather_object(gathered, own)
+    blocks = {block: values for part in gathered for block, values in part.items()}
+    return scorer, summarise([blocks[block] for block in sorted(blocks)])
+
+
+def _mean_over_ranks(training: Training, losses: list[Tensor]) -> list[float]:
+    """Each step's loss over all ranks (their sum: each rank's part is already a share of the whole)."""
+    if not losses:
+        return []
+    stacked = torch.stack(losses)
+    if training.seat.num_ranks > 1:
+        dist.all_reduce(stacked)
+    return stacked.tolist()
+
+
+def _note_best(progress: Progress, metric: float | None) -> None:
+    value = metric if metric is not None else -1.0
+    if progress.best_metric is None or value > progress.best_metric:
+        progress.best_metric, progress.best_epoch = value, progress.epoch - 1
+        progress.best_checkpoint = f"step-{progress.step:08d}"
+
+
+def _is_exhausted(progress: Progress, config: GradientTrainConfig) -> bool:
+    """Whether `patience` epochs went by without a better metric."""
+    return bool(config.patience) and progress.best_epoch is not None and progress.epoch - 1 - progress.best_epoch >= config.patience
+
+
+def _save(training: Training, progress: Progress, scorer: Scorer | None) -> None:
+    """Every rank takes part in the export; rank 0 writes."""
+    if training.checkpoint_folder is None:
+        return
+    state = training.engine.export()
+    if training.seat.rank == 0:
+        held = {"num_ranks": training.seat.num_ranks, **training.config.engine.model_dump()}
+        write_checkpoint(training.checkpoint_folder, state, progress, scorer, held, training.identity)
+        remove_old(training.checkpoint_folder, training.config.keep_checkpoints, progress.best_checkpoint)
+    if training.log is not None:
+        training.log.flush()
+
+
+def _log_step(training: Training, progress: Progress, recent: list[float], num_rows: int, seconds: float) -> None:
+    if training.log is None:
+        return
+    rate = training.config.optimizer.learning_rate * learning_rate_factor(progress.step - 1, training.num_steps, training.config.optimizer)
+    values = {"loss": float(np.mean(recent)), "rows_per_second": num_rows / seconds, "learning_rate": rate, "epoch": progress.epoch}
+    training.log.record("step", progress.step, values)
+    logger.info("step %d/%d | loss %.4f | %s rows/s | lr %.1e", progress.step, training.num_steps, values["loss"], f"{values['rows_per_second']:,.0f}", rate)
+
+
+def _log_epoch(training: Training, progress: Progress, record: dict[str, Any]) -> None:
+    if training.log is None:
+        return
+    metric = training.config.metric
+    values = {name: value for name, value in record.items() if name not in ("valid", "step_losses")} | record["valid"]
+    training.log.record("epoch", progress.step, values)
+    logger.info(
+        "epoch %d/%d | loss %.4f | valid %s %s | %s rows/s | %.1f s + %.1f s validation | peak %.0f MB",
+        progress.epoch,
+        training.config.epochs,
+        record["loss"] or float("nan"),
+        metric,
+        record["valid"].get(metric),
+        f"{record['rows_per_second']:,.0f}",
+        record["train_seconds"],
+        record["validation_seconds"],
+        record["peak_memory_megabytes"],
+    )
