@@ -1,12 +1,16 @@
 """What every entry point shares: arguments of a configured verb, exit codes, the one JSON line of the result."""
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from medley.config import Run
 
 
 def run_entry(main: Callable[[], dict[str, Any]]) -> NoReturn:
@@ -20,6 +24,8 @@ def run_entry(main: Callable[[], dict[str, Any]]) -> NoReturn:
     except Exception as error:
         from medley.schema import InputError
 
+        cause = getattr(error, "cause", None)  # what a Ray task's error wraps
+        error = cause if isinstance(cause, InputError) else error
         if isinstance(error, InputError):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
@@ -36,3 +42,13 @@ def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="settings that replace those of the file")
     parser.add_argument("--address", help="Ray cluster to join; default: RAY_ADDRESS, else a local Ray")
     return parser
+
+
+@contextlib.contextmanager
+def run_session(run: "Run", address: str | None) -> Iterator[None]:
+    """A Ray session in which every node can reach the run's storage."""
+    from medley.cluster.session import ray_session, require_shared_storage
+
+    with ray_session(address):
+        require_shared_storage(run.storage)
+        yield

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from jobs.entry import run_entry, verb_parser
+from jobs.entry import run_entry, run_session, verb_parser
 
 if TYPE_CHECKING:
     from medley.config import Run
@@ -20,11 +20,10 @@ def main() -> dict[str, Any]:
     """Parse, evaluate, return split → scorer → group → metric."""
     arguments = verb_parser("evaluate", "Rank the splits with a finished run and its baselines.").parse_args()
 
-    from medley.cluster.session import ray_session
     from medley.config import load_run
 
     run = load_run(arguments.config, arguments.overrides)
-    with ray_session(arguments.address):
+    with run_session(run, arguments.address):
         return {"run": run.run_uri, "metrics": evaluate(run)}
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from jobs.entry import run_entry, verb_parser
+from jobs.entry import run_entry, run_session, verb_parser
 
 if TYPE_CHECKING:
     from medley.config import Run
@@ -34,12 +34,10 @@ def main() -> dict[str, Any]:
     """Parse, run every stage, return their results."""
     arguments = verb_parser("pipeline", "Every stage from raw data to a bundle.").parse_args()
 
-    from medley.cluster.session import ray_session, require_shared_storage
     from medley.config import load_run
 
     run = load_run(arguments.config, arguments.overrides)
-    with ray_session(arguments.address):
-        require_shared_storage(run.storage)
+    with run_session(run, arguments.address):
         return run_pipeline(run)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jobs.entry import run_entry, verb_parser
+from jobs.entry import run_entry, run_session, verb_parser
 
 
 def main() -> dict[str, Any]:
@@ -11,13 +11,11 @@ def main() -> dict[str, Any]:
     parser.add_argument("--fresh", action="store_true", help="remove what an earlier run of this name left")
     arguments = parser.parse_args()
 
-    from medley.cluster.session import ray_session, require_shared_storage
     from medley.config import load_run
     from medley.training.run import fit
 
     run = load_run(arguments.config, arguments.overrides)
-    with ray_session(arguments.address):
-        require_shared_storage(run.storage)
+    with run_session(run, arguments.address):
         return fit(run, fresh=arguments.fresh)
 
 

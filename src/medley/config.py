@@ -85,17 +85,22 @@ class Run(BaseModel):
 
 def load_run(path: str, overrides: Sequence[str] = ()) -> Run:
     """Read a YAML file, apply `dotted.key=value` overrides, check everything. Any mistake is an InputError with its line."""
-    document = _parse_yaml(read_bytes(absolute_uri(path)).decode("utf-8", errors="replace"), path)
-    values = _plain(document)
+    values, document = read_yaml(path)
     for override in overrides:
         _apply(values, override)
     return make_run(values, path, document)
 
 
+def read_yaml(path: str) -> tuple[dict[str, Any], Any]:
+    """A YAML mapping as plain values, and the parsed document, which knows their lines."""
+    document = _parse_yaml(read_bytes(absolute_uri(path)).decode("utf-8", errors="replace"), path)
+    return _plain(document), document
+
+
 def make_run(values: Mapping[str, Any], place: str, document: Any = None) -> Run:
     """A Run from plain values; `place` and the parsed document (with its lines) serve the message of a mistake."""
     try:
-        return Run.model_validate(_absolute_paths(values))
+        return Run.model_validate(_absolute_paths({"storage": Run.model_fields["storage"].default, **values}))
     except ValidationError as error:
         raise _input_error(error, values, place, document) from None
 
@@ -105,12 +110,12 @@ def dump_run(run: Run) -> dict[str, Any]:
     return json.loads(run.model_dump_json())
 
 
-def override_run(run: Run, changes: Mapping[str, Any]) -> Run:
-    """The Run with dotted keys replaced; what searches and pipelines use."""
+def override_run(run: Run, changes: Mapping[str, Any], place: str = "overrides") -> Run:
+    """The Run with dotted keys replaced; what searches and pipelines use. place: where the changes stand, for the message of a mistake."""
     values = dump_run(run)
     for key, value in changes.items():
         _set(values, key, value)
-    return make_run(values, "overrides")
+    return make_run(values, place)
 
 
 def _parse_yaml(text: str, path: str) -> Any:
@@ -184,10 +189,11 @@ def _input_error(error: ValidationError, values: Mapping[str, Any], place: str, 
     if first["type"] == "missing":
         return InputError(f"{where}: no setting '{dotted}'", "a value for it", "add it")
     if first["type"].startswith("union_tag"):
-        tags = str(first.get("ctx", {}).get("expected_tags", "")).replace("'", "")
+        kinds = [str(member.model_fields["kind"].default) for member in _members_at(Run, values, keys)]
         tag = first.get("ctx", {}).get("tag")
-        hint = get_close_matches(str(tag), tags.split(", "), n=1)
-        return InputError(f"{where}: '{dotted}.kind' is {tag!r}", f"one of {tags}", f"did you mean '{hint[0]}'?" if hint else "choose one of them")
+        hint = get_close_matches(str(tag), kinds, n=1)
+        got = f"{where}: '{dotted}.kind' is {tag!r}" if tag else f"{where}: '{dotted}' has no kind"
+        return InputError(got, f"one of {', '.join(kinds)}", f"did you mean '{hint[0]}'?" if hint else "choose one of them")
     text = first["msg"].removeprefix("Value error, ")
     return InputError(f"{where}: '{dotted}' is {_short(first['input'])}", text[0].lower() + text[1:], "correct the value")
 
@@ -203,10 +209,7 @@ def _keys_in_data(location: Iterable[int | str], values: Any) -> list[str]:
     location = list(location)
     for number, part in enumerate(location):
         is_last = number == len(location) - 1
-        if isinstance(values, Mapping) and part in values:
-            keys.append(str(part))
-            values = values[part]
-        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+        if (isinstance(values, Mapping) and part in values) or (isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)):
             keys.append(str(part))
             values = values[part]
         elif is_last and not (isinstance(values, Mapping) and values.get("kind") == part):
@@ -233,18 +236,41 @@ def _allowed_keys(model: type[BaseModel], values: Any, keys: Sequence[str]) -> l
     """Field names at a place of the tree; in a union those of the member that `kind` names."""
     if not keys:
         return list(model.model_fields)
-    values = values.get(keys[0]) if isinstance(values, Mapping) else None
-    annotation = model.model_fields[keys[0]].annotation if keys[0] in model.model_fields else None
-    keys = keys[1:]
-    while annotation is not None and get_origin(annotation) in (dict, tuple) and keys:
-        values = values.get(keys[0]) if isinstance(values, Mapping) else values[int(keys[0])]
-        annotation = get_args(annotation)[1 if get_origin(annotation) is dict else 0]
-        keys = keys[1:]
-    members = _models_in(annotation)
-    kind = values.get("kind") if isinstance(values, Mapping) else None
-    chosen = next((member for member in members if "kind" in member.model_fields and member.model_fields["kind"].default == kind), None)
-    chosen = chosen or (members[0] if len(members) == 1 else None)
-    return _allowed_keys(chosen, values, keys) if chosen else []
+    chosen = _chosen(_members_at(model, values, keys), _value_at(values, keys))
+    return list(chosen.model_fields) if chosen else []
+
+
+def _members_at(model: type[BaseModel], values: Any, keys: Sequence[str]) -> list[type[BaseModel]]:
+    """The models that may stand at a place of the tree: several in a union."""
+    members, annotation = [model], None
+    for number, key in enumerate(keys):
+        if get_origin(annotation) in (dict, tuple):
+            annotation = get_args(annotation)[1 if get_origin(annotation) is dict else 0]
+        else:
+            chosen = _chosen(members, _value_at(values, keys[:number]))
+            if chosen is None or key not in chosen.model_fields:
+                return []
+            annotation = chosen.model_fields[key].annotation
+        members = _models_in(annotation)
+    return members
+
+
+def _chosen(members: Sequence[type[BaseModel]], value: Any) -> type[BaseModel] | None:
+    """The member whose kind the value names, or the only one."""
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    named = (member for member in members if "kind" in member.model_fields and member.model_fields["kind"].default == kind)
+    return next(named, members[0] if len(members) == 1 else None)
+
+
+def _value_at(values: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        if isinstance(values, Mapping):
+            values = values.get(key)
+        elif isinstance(values, list | tuple) and key.isdigit() and int(key) < len(values):
+            values = values[int(key)]
+        else:
+            return None
+    return values
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -79,7 +79,7 @@ def read_json(uri: str) -> Any:
     """The JSON document at `uri`; broken JSON is an InputError."""
     try:
         return json.loads(read_bytes(uri))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise InputError(f"'{uri}' is not JSON ({error})", "a JSON document", "write it again") from error
 
 
@@ -218,7 +218,13 @@ def staged_folder(uri: str) -> Iterator[StagedFolder]:
 
 def find_manifest(uri: str) -> dict[str, Any] | None:
     """The manifest of a folder, or None when the folder is absent or was never finished."""
-    return read_json(join_uri(uri, MANIFEST)) if exists(join_uri(uri, MANIFEST)) else None
+    place = join_uri(uri, MANIFEST)
+    if not exists(place):
+        return None
+    manifest = read_json(place)
+    if not isinstance(manifest, dict):
+        raise InputError(f"'{place}' holds a JSON {type(manifest).__name__}", "a JSON object", "write the folder again")
+    return manifest
 
 
 def read_manifest(uri: str, kind: str) -> dict[str, Any]:

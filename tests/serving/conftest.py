@@ -1,8 +1,6 @@
-"""Small bundles, a local Ray and its Serve HTTP door, shared by the tests of this folder."""
+"""Small bundles and Serve's HTTP door, shared by the tests of this folder."""
 
-import os
 import socket
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,19 +80,6 @@ def popularity_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     scorer = Scorer.of_items(torch.tensor([3.0, 9.0, 6.0]), num_users=1)
     seen = ItemLists.from_pairs(np.array([0]), np.array([1]), num_users=1)
     return write(tmp_path_factory.mktemp("popularity"), scorer, ["x", "y", "z"], ["ann"], [3, 9, 6], seen, "popularity")
-
-
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """A local Ray with 8 logical CPUs, whose processes find the library and the verb folders of this checkout."""
-    root = Path(__file__).resolve().parents[2]
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(root / "src"), str(root)])
-    import ray
-
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=True, namespace=f"test-{uuid.uuid4().hex[:8]}")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,30 @@ from medley.schema import Batch
 
 PreparedItem = Mapping[str, Mapping[str, Tensor]]
 """modality → input name → tensor, for the modalities the item has"""
+
+Stacked = tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]
+"""Inputs per encoder over the items that have its modality (one dummy row when none has), and the presence masks over all of them."""
+
+
+class ItemInputs(Protocol):
+    """What encoders read, by item: a window's prepared items (below), or vectors of the whole catalogue (memory.py)."""
+
+    def stack(self, item_index_U: np.ndarray, encoders: Mapping[str, Encoder]) -> Stacked:
+        """The inputs of these items."""
+
+
+class PreparedItems(dict[int, PreparedItem]):
+    """item index → prepared item."""
+
+    def stack(self, item_index_U: np.ndarray, encoders: Mapping[str, Encoder]) -> Stacked:
+        """Stacked item by item; an item that is not here has no modality."""
+        items = [self.get(item, {}) for item in item_index_U.tolist()]
+        inputs, present = {}, {}
+        for name, encoder in encoders.items():
+            rows = [item[name] for item in items if name in item]
+            present[name] = torch.tensor([name in item for item in items])
+            inputs[name] = stack_inputs(rows or [encoder.dummy()])
+        return inputs, present
 
 
 @dataclass(frozen=True)
@@ -51,8 +76,8 @@ class BatchMaker:
         # A rank without rows still runs every encoder: on item 0, whose rows weigh nothing.
         return np.unique(items) if len(items) else np.zeros(1, dtype=np.int32)
 
-    def batch(self, place: tuple[int, int, int], prepared: Mapping[int, PreparedItem], encoders: Mapping[str, Encoder]) -> Batch:
-        """The micro-batch at (epoch, global batch, micro-batch). prepared: at least its unique items."""
+    def batch(self, place: tuple[int, int, int], inputs: ItemInputs, encoders: Mapping[str, Encoder]) -> Batch:
+        """The micro-batch at (epoch, global batch, micro-batch). inputs: of its unique items at least."""
         rows = self.plan.rows(*place)
         train = self.data.train
         users, items = train.users[rows].astype(np.int64), train.items[rows].astype(np.int64)
@@ -64,16 +89,16 @@ class BatchMaker:
             users, items, weights, values = np.zeros(1, dtype=np.int64), item_index_U[:1], np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.float32)
             histories = [np.zeros(0, dtype=np.int32)] if self.histories is not None else []
         known_rows, known_items = self.data.train_lists.pairs(users)
-        return self.assemble(place, users, items, item_index_U, weights, values, (known_rows, known_items), histories, prepared, encoders)
+        return self.assemble(place, users, items, item_index_U, weights, values, (known_rows, known_items), histories, inputs, encoders)
 
-    def user_batch(self, users: np.ndarray, prepared: Mapping[int, PreparedItem], encoders: Mapping[str, Encoder]) -> Batch:
+    def user_batch(self, users: np.ndarray, inputs: ItemInputs, encoders: Mapping[str, Encoder]) -> Batch:
         """These users after training, with their last train items as histories: what evaluation scores."""
         histories = self.histories.at_end(users) if self.histories is not None else []
         item_index_U = np.unique(np.concatenate([np.zeros(1, dtype=np.int64), *histories])).astype(np.int64)
         num_rows, nothing = len(users), np.zeros(0, dtype=np.int64)
         zeros = np.zeros(num_rows, dtype=np.float32)
         targets = np.full(num_rows, item_index_U[0])
-        return self.assemble((0, 0, 0), users.astype(np.int64), targets, item_index_U, zeros, zeros, (nothing, nothing), histories, prepared, encoders)
+        return self.assemble((0, 0, 0), users.astype(np.int64), targets, item_index_U, zeros, zeros, (nothing, nothing), histories, inputs, encoders)
 
     def assemble(
         self,
@@ -85,17 +110,19 @@ class BatchMaker:
         values: np.ndarray,
         known: tuple[np.ndarray, np.ndarray],
         histories: Sequence[np.ndarray],
-        prepared: Mapping[int, PreparedItem],
+        inputs: ItemInputs,
         encoders: Mapping[str, Encoder],
     ) -> Batch:
         """Put the arrays of one micro-batch together; item_index_U is sorted and holds every item that the others name."""
         known_mask_BU = torch.zeros(len(users), len(item_index_U), dtype=torch.bool)
         known_rows, known_items = known
-        places = np.searchsorted(item_index_U, known_items).clip(max=len(item_index_U) - 1)
-        is_here = item_index_U[places] == known_items
-        known_mask_BU[known_rows[is_here], places[is_here]] = True
+        place_N = np.full(self.data.num_items, -1, dtype=np.int32)
+        place_N[item_index_U] = np.arange(len(item_index_U))
+        places = place_N[known_items]
+        is_here = places >= 0
+        known_mask_BU.numpy()[known_rows[is_here], places[is_here]] = True
         history_position_BL, history_mask_BL = pad_histories(histories, item_index_U, len(users))
-        inputs, present = stack_items([prepared.get(int(item), {}) for item in item_index_U], encoders)
+        stacked, present_mask_U = inputs.stack(item_index_U, encoders)
         user_index_B = torch.from_numpy(users)
         return Batch(
             place=place,
@@ -104,8 +131,8 @@ class BatchMaker:
             row_weight_B=torch.from_numpy(np.ascontiguousarray(weights)),
             value_B=torch.from_numpy(np.ascontiguousarray(values)),
             item_index_U=torch.from_numpy(item_index_U),
-            inputs=inputs,
-            present_mask_U=present,
+            inputs=stacked,
+            present_mask_U=present_mask_U,
             known_positive_mask_BU=known_mask_BU,
             history_position_BL=history_position_BL,
             history_mask_BL=history_mask_BL,
@@ -122,13 +149,3 @@ def pad_histories(histories: Sequence[np.ndarray], item_index_U: np.ndarray, num
         positions_BL[row, : len(history)] = np.searchsorted(item_index_U, history)
         mask_BL[row, : len(history)] = True
     return torch.from_numpy(positions_BL), torch.from_numpy(mask_BL)
-
-
-def stack_items(items: Sequence[PreparedItem], encoders: Mapping[str, Encoder]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Inputs per encoder over the items that have its modality (one dummy row when none has), and the presence masks over all of them."""
-    inputs, present = {}, {}
-    for name, encoder in encoders.items():
-        rows = [item[name] for item in items if name in item]
-        present[name] = torch.tensor([name in item for item in items])
-        inputs[name] = stack_inputs(rows or [encoder.dummy()])
-    return inputs, present

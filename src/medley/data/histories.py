@@ -45,9 +45,9 @@ class Histories:
             if self.target_of_row is None:
                 histories.append(self.items[max(start, stop - self.length) : stop])
             else:
-                target = self.target_of_row[row]
-                before, after = self.items[start:target], self.items[target + 1 : stop]
-                histories.append(np.concatenate([before, after])[-self.length :])
+                # A user may have had the item in several rows (viewed, then bought): all of them are the target.
+                others = self.items[start:stop]
+                histories.append(others[others != self.items[self.target_of_row[row]]][-self.length :])
         return histories
 
     def at_end(self, users: np.ndarray) -> list[np.ndarray]:

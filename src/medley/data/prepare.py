@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from pydantic import BaseModel, ConfigDict, Field
+from ray.exceptions import RayTaskError
 
 from medley.data.shards import ITEMS_PER_SHARD, clean_shard
 from medley.data.split import SplitConfig, assign_split, has_values
@@ -168,7 +169,11 @@ def _clean_items(tables: Tables, media: MediaConfig, item_rows: list[tuple[str, 
     ]
     reports = []
     for number, reference in enumerate(pending, start=1):
-        reports.append(ray.get(reference))
+        try:
+            reports.append(ray.get(reference))
+        except RayTaskError as error:
+            # Ray's own error shows the task's traceback; a mistake in the tables needs only its message.
+            raise (error.cause if isinstance(error.cause, InputError) else error) from None
         if number % 20 == 0 or number == len(pending):
             logger.info("prepare | %d of %d item shards", number, len(pending))
     return reports
@@ -197,9 +202,10 @@ def _clean_interactions(tables: Tables, config: DataConfig, item_ids: pa.Array) 
     drop(pc.is_null(pc.index_in(table[ITEM_ID], value_set=item_ids)), ITEM_ID, "unknown item", by_id=ITEM_ID)
     if VALUE in table.column_names:
         drop(pc.fill_null(pc.invert(pc.is_finite(table[VALUE])), False), VALUE, "value is NaN or infinite")
+    for setting, kinds in (("data.events", config.events), ("data.target_events", config.target_events)):
+        if kinds and not has_values(table, EVENT):
+            raise InputError(f"{setting} is set, but the interactions have no events", f"a filled column '{EVENT}'", f"add it, or leave {setting} empty")
     if config.events:
-        if not has_values(table, EVENT):
-            raise InputError("data.events is set, but the interactions have no events", f"a filled column '{EVENT}'", "add it, or leave data.events empty")
         known = pa.array(list(config.events), pa.string())
         drop(pc.is_null(pc.index_in(table[EVENT], value_set=known)), EVENT, "event kind has no weight in data.events", by_id=EVENT)
         weights = pa.array(list(config.events.values()), pa.float32())

@@ -1,6 +1,7 @@
 """Shards of prepared items: media cleaned once and re-encoded, written as Arrow IPC with a fixed number of rows, read by item index."""
 
 import hashlib
+import math
 import tempfile
 import threading
 from collections import Counter
@@ -23,13 +24,15 @@ ITEMS_PER_SHARD = 256
 def clean_shard(tables: Tables, media: MediaConfig, item_rows: Sequence[tuple[str, int, int]], uri: str) -> dict[str, Any]:
     """Clean one shard's items (a Ray task) and write it. item_rows: (item_id, file number, row in the file), consecutive in the files.
 
-    Undecodable media and blank texts become null and are reported. Returns coverage (column → items that have it) and quarantine rows.
+    Undecodable media, blank texts and vectors that are not all finite numbers become null and are reported.
+    Returns coverage (column → items that have it) and quarantine rows.
     """
     quarantine: list[dict[str, Any]] = []
     coverage: Counter[str] = Counter()
     rows = []
+    vectors = {field.name for field in tables.items_schema if _holds_floats(field.type)}
     for row in _read_rows(tables, item_rows):
-        cleaned = {name: _clean_value(name, value, row[ITEM_ID], media, quarantine) for name, value in row.items()}
+        cleaned = {name: _clean_value(name, value, row[ITEM_ID], name in vectors, media, quarantine) for name, value in row.items()}
         coverage.update(name for name, value in cleaned.items() if value is not None)
         rows.append(cleaned)
     fields = [field for field in tables.items_schema if _is_modality(field)]
@@ -58,13 +61,19 @@ def _read_rows(tables: Tables, item_rows: Sequence[tuple[str, int, int]]) -> lis
     return rows
 
 
-def _clean_value(name: str, value: Any, item_id: str, media: MediaConfig, quarantine: list[dict[str, Any]]) -> Any:
+def _holds_floats(type_: pa.DataType) -> bool:
+    return getattr(type_, "value_type", None) is not None and pa.types.is_floating(type_.value_type)
+
+
+def _clean_value(name: str, value: Any, item_id: str, is_vector: bool, media: MediaConfig, quarantine: list[dict[str, Any]]) -> Any:
     """A value as training wants it, or None with a quarantine row that says why."""
     if value is None:
         return None
     reason = None
     if name == TEXT and not value.strip():
         reason = "text is empty"
+    elif is_vector and not all(number is not None and math.isfinite(number) for number in value):
+        reason = "vector holds a null, NaN or infinite number"
     elif name == IMAGE:
         try:
             return encode_jpeg(shrink_image(decode_image(value, media), media.image_max_side_pixels), media.image_quality)
@@ -121,10 +130,17 @@ class ItemStore:
             local = Path(self.cache_folder) / f"medley-{self.files[name]['sha256'][:24]}.arrow"
             if not local.exists():
                 write_bytes(str(local), read_bytes(join_uri(self.uri, name)))
-        source = pa.memory_map(str(local))
+        try:
+            source = pa.memory_map(str(local))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"shard '{name}' is missing from '{self.uri}'", "every file of its manifest", "remove the folder, run jobs.prepare again"
+            ) from error
         found = hashlib.sha256(source.read_buffer()).hexdigest()
         if found != self.files[name]["sha256"]:
             raise InputError(
-                f"shard '{name}' in '{self.uri}' has SHA-256 {found[:12]}…", f"{self.files[name]['sha256'][:12]}… from its manifest", "run jobs.prepare --fresh"
+                f"shard '{name}' in '{self.uri}' has SHA-256 {found[:12]}…",
+                f"{self.files[name]['sha256'][:12]}… from its manifest",
+                "remove the folder, run jobs.prepare again",
             )
         return pa.ipc.open_file(source).read_all()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 
-from medley.data.batches import BatchMaker, PreparedItem
+from medley.data.batches import BatchMaker, ItemInputs, PreparedItem, PreparedItems
 from medley.data.shards import ItemStore
 from medley.encoders import Encoder
 from medley.schema import ITEM_INDEX, Batch
@@ -98,14 +98,14 @@ class ItemPreparer:
         """The shard columns that any encoder reads."""
         return sorted(set(self.column_of.values()))
 
-    def prepare(self, rows: pa.Table) -> dict[int, PreparedItem]:
+    def prepare(self, rows: pa.Table) -> PreparedItems:
         """item index → prepared inputs of the modalities it has."""
         indices = rows[ITEM_INDEX].to_pylist()
         values = {column: rows[column].to_pylist() for column in self.columns}
         places = range(len(indices))
         chunk = max(1, len(indices) // 16)
         prepared = self.threads.map(partial(self._prepare_one, values), places, chunksize=chunk)
-        return dict(zip(indices, prepared, strict=True))
+        return PreparedItems(zip(indices, prepared, strict=True))
 
     def _prepare_one(self, values: Mapping[str, list[Any]], place: int) -> PreparedItem:
         item = {}
@@ -141,20 +141,20 @@ class BatchStream:
             for number in range(first, stop):
                 yield [self.maker.batch((epoch, number, micro), prepared, self.encoders) for micro in micro_batches]
 
-    def items(self, item_indices: Sequence[Any]) -> Iterator[dict[int, PreparedItem]]:
+    def items(self, item_indices: Sequence[Any]) -> Iterator[ItemInputs]:
         """Prepared items of each array of item indices, in order: what embedding the catalogue reads."""
         yield from self._prepared([_block(indices) for indices in item_indices])
 
-    def _prepared(self, blocks: list[pa.Table]) -> Iterator[dict[int, PreparedItem]]:
+    def _prepared(self, blocks: list[pa.Table]) -> Iterator[PreparedItems]:
         """Each block's prepared items; the next block is decoded while the current one is used."""
         data = self.maker.data
         tables: Iterable[pa.Table] = stream_items(data.uri, data.manifest["files"], self.preparer.columns, blocks)
         if not self.encoders:
-            yield from ({} for _ in blocks)
+            yield from (PreparedItems() for _ in blocks)
             return
         source = iter(tables)
 
-        def next_prepared() -> dict[int, PreparedItem] | None:
+        def next_prepared() -> PreparedItems | None:
             table = next(source, None)
             return None if table is None else self.preparer.prepare(table)
 

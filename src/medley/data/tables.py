@@ -1,6 +1,7 @@
 """The input tables: what a converter wrote or a user brought; checked at the door."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -67,7 +68,11 @@ def open_tables(uri: str) -> Tables:
 
 def read_table(files: tuple[TableFile, ...], columns: list[str]) -> pa.Table:
     """The named columns of a whole table."""
-    return pa.concat_tables(_open_parquet(file.uri).read(columns=columns) for file in files)
+    pieces = []
+    for file in files:
+        with _refusing_damage(file.uri):
+            pieces.append(_open_parquet(file.uri).read(columns=columns))
+    return pa.concat_tables(pieces)
 
 
 def iterate_rows(file: TableFile, first: int, stop: int) -> Iterator[dict]:
@@ -75,15 +80,23 @@ def iterate_rows(file: TableFile, first: int, stop: int) -> Iterator[dict]:
     parquet, start = _open_parquet(file.uri), 0
     for group, num_rows in enumerate(file.row_group_rows):
         if start < stop and start + num_rows > first:
-            piece = parquet.read_row_group(group).slice(max(0, first - start), min(stop, start + num_rows) - max(first, start))
-            yield from piece.to_pylist()
+            with _refusing_damage(file.uri):
+                piece = parquet.read_row_group(group)
+            yield from piece.slice(max(0, first - start), min(stop, start + num_rows) - max(first, start)).to_pylist()
         start += num_rows
 
 
 def _open_parquet(uri: str) -> pq.ParquetFile:
     filesystem, path = open_storage(uri)
-    try:
+    with _refusing_damage(uri):
         return pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True)
+
+
+@contextmanager
+def _refusing_damage(uri: str) -> Iterator[None]:
+    """What pyarrow raises for a damaged footer or page as an InputError that names the shard."""
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"shard '{uri}' cannot be read ({error})", "a whole Parquet file", "write it again, or remove it") from error
 

@@ -106,10 +106,14 @@ def load_torchvision_weights(encoder: ResNetEncoder, path: str) -> None:
 
     try:
         state = load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True, map_location="cpu")
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.") and not name.endswith("num_batches_tracked")}
+        missing, unexpected = encoder.load_state_dict(state, strict=False)
     except FileNotFoundError as error:
         raise InputError(f"resnet weights '{path}' do not exist", "a torchvision resnet18 state dict", "correct the path") from error
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.") and not name.endswith("num_batches_tracked")}
-    missing, unexpected = encoder.load_state_dict(state, strict=False)
+    except Exception as error:
+        # A file of another format fails in the reader of one of two libraries, another network's weights in load_state_dict.
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"resnet weights '{path}' cannot be loaded ({reason})", "a torchvision resnet18 state dict", "use torchvision's file") from error
     if missing or unexpected:
         raise InputError(
             f"resnet weights '{path}' lack {missing[:3]} and hold {unexpected[:3]} besides", "the names of torchvision's resnet18", "use its state dict"

@@ -25,7 +25,7 @@ class TagsConfig(TrainableSettings):
 
     def learn(self, values: Iterable[Sequence[str]]) -> dict[str, bytes]:
         """The vocabulary: tags of at least `min_items` train items, most frequent first, ties by name."""
-        counts = Counter(tag for tags in values for tag in set(tags))
+        counts = Counter(tag for tags in values for tag in set(tags) if tag is not None)
         kept = [tag for tag, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])) if count >= self.min_items]
         return {"vocabulary.json": json.dumps(kept, ensure_ascii=False).encode()}
 

@@ -45,6 +45,11 @@ def build_model(assets: Mapping[str, bytes], path: str, *, pretrained: bool) -> 
 
     if pretrained:
         options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-        return AutoModel.from_pretrained(path, dtype=torch.float32, **options).train()
-    config = with_folder(assets, lambda folder: AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-    return AutoModel.from_config(config, dtype=torch.float32).train()
+        model = AutoModel.from_pretrained(path, dtype=torch.float32, **options)
+    else:
+        config = with_folder(assets, lambda folder: AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+        model = AutoModel.from_config(config, dtype=torch.float32)
+    if getattr(model, "pooler", None) is not None:
+        # Encoders read the last hidden state: no gradient would reach the pooler, only weight decay.
+        model.pooler.requires_grad_(False)
+    return model.train()

@@ -7,16 +7,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from medley.data.batches import PreparedItem
+from medley.data.batches import ItemInputs
+from medley.data.memory import MemoryStream
 from medley.data.stream import BatchStream
 from medley.index.scorer import Scorer
+from medley.model import RecommenderModel, place_rows
 from medley.schema import Batch
 
 ROWS_PER_CHUNK = 256
 
 
 @torch.no_grad()
-def embed_all(forward: Callable[..., tuple[Tensor, ...]], stream: BatchStream, device: torch.device, global_bias: Tensor, rank: int, num_ranks: int) -> Scorer:
+def embed_all(
+    forward: Callable[..., tuple[Tensor, ...]], stream: BatchStream | MemoryStream, device: torch.device, global_bias: Tensor, rank: int, num_ranks: int
+) -> Scorer:
     """The scorer of the model as it stands (put it in eval mode before). Collective: every rank gets the whole scorer."""
     data = stream.maker.data
     item_chunks = _chunks(data.num_items, rank, num_ranks)
@@ -35,6 +39,22 @@ def embed_all(forward: Callable[..., tuple[Tensor, ...]], stream: BatchStream, d
     return Scorer(user_vectors_VD, item_vectors_ND, user_bias_V, item_bias_N, global_bias.detach().cpu().float())
 
 
+@torch.no_grad()
+def embed_modalities(model: RecommenderModel, stream: BatchStream, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+    """encoder → its vectors of all items, (N, D) float32 with zeros where an item lacks the modality, and which items have it, (N,) bool.
+
+    In one process, on the CPU at the end; put the model in eval mode and on the device before.
+    """
+    chunks = _chunks(stream.maker.data.num_items, rank=0, num_ranks=1)
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in model.encoders}
+    for indices, prepared in zip(chunks, stream.items(chunks), strict=True):
+        batch = _item_batch(stream, indices, prepared).to(device)
+        for name, encoder in model.encoders.items():
+            present_mask_U = batch.present_mask_U[name]
+            parts[name].append((place_rows(encoder(batch.inputs[name]), present_mask_U).float().cpu(), present_mask_U.cpu()))
+    return {name: (torch.cat([vectors for vectors, _ in pairs]), torch.cat([mask for _, mask in pairs])) for name, pairs in parts.items()}
+
+
 def _chunks(count: int, rank: int, num_ranks: int) -> list[np.ndarray]:
     """This rank's chunks; all ranks have equally many (the last chunk is repeated where they would not), since each call may be collective."""
     starts = list(range(0, count, ROWS_PER_CHUNK))
@@ -42,7 +62,7 @@ def _chunks(count: int, rank: int, num_ranks: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + ROWS_PER_CHUNK, count)) for start in starts[rank::num_ranks]]
 
 
-def _item_batch(stream: BatchStream, indices: np.ndarray, prepared: dict[int, PreparedItem]) -> Batch:
+def _item_batch(stream: BatchStream | MemoryStream, indices: np.ndarray, prepared: ItemInputs) -> Batch:
     nothing, zeros = np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.float32)
     first = np.zeros(1, dtype=np.int64)
     return stream.maker.assemble(
@@ -50,7 +70,7 @@ def _item_batch(stream: BatchStream, indices: np.ndarray, prepared: dict[int, Pr
     )
 
 
-def _history_items(stream: BatchStream, user_chunks: list[np.ndarray]) -> Iterator[dict[int, PreparedItem]]:
+def _history_items(stream: BatchStream | MemoryStream, user_chunks: list[np.ndarray]) -> Iterator[ItemInputs]:
     """Prepared items of each chunk's histories, and item 0, on which encoders run where there are none."""
     histories = stream.maker.histories
     if histories is None:

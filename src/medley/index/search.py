@@ -34,7 +34,7 @@ def rank(scores_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     num_kept = min(k, scores_BN.shape[1])
     threshold_B1 = torch.topk(scores_BN, num_kept, dim=1).values[:, -1:]
     # A stable order of ties needs more than topk: take all that reach the k-th score, sort them stably by position.
-    num_candidates = int((scores_BN >= threshold_B1).sum(dim=1).max())
+    num_candidates = max((scores_BN >= threshold_B1).sum(dim=1).tolist(), default=num_kept)
     if num_candidates == num_kept:
         scores_BK, items_BK = torch.topk(scores_BN, num_kept, dim=1)
         items_BK, by_item_BK = torch.sort(items_BK, dim=1)

@@ -1,8 +1,10 @@
 """The Ray Serve application: an HTTP ingress that validates, and recommender replicas that answer in batches, both autoscaled."""
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 import torch
@@ -182,3 +184,17 @@ def build_app(args: ServeArgs) -> serve.Application:
     # An ingress replica mostly waits, and must be able to fill the batches of several recommenders.
     ingress = serve.deployment(name="Ingress", ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=4 * max_ongoing_requests, **shared)(Ingress)
     return ingress.bind(recommender.bind(args))
+
+
+@contextmanager
+def serve_locally(args: ServeArgs) -> Iterator[str]:
+    """Serve a bundle on a free loopback port for the length of a block; gives the base URL. Needs a Ray session without Serve."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 30})
+    try:
+        serve.run(build_app(args))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()

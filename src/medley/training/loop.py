@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from medley.data.memory import MemoryStream
 from medley.data.plan import Plan
 from medley.data.stream import BatchStream
 from medley.index.embed import embed_all
@@ -49,7 +50,7 @@ class Training:
     """All that one rank trains with."""
 
     engine: Engine
-    stream: BatchStream
+    stream: BatchStream | MemoryStream
     plan: Plan
     loss: LossConfig
     config: GradientTrainConfig

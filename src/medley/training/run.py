@@ -240,7 +240,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     if checkpoint is not None:
         load_weights(model, checkpoint.model.weights)
     elif run.train.start_from is not None:
-        num_taken = load_matching_weights(model, _weights_of(run.train.start_from))
+        num_taken = load_matching_weights(model, read_weights_of(run.train.start_from))
         logger.info("start from %s | %d weights taken over", run.train.start_from, num_taken)
     plan = make_plan(run.train, data, run.seed)
     encoder_rates = {name: encoder.learning_rate for name, encoder in run.model.encoders.items()}
@@ -298,7 +298,8 @@ def _prime(training: Training) -> torch.Tensor:
     return scores_BU.sum()
 
 
-def _weights_of(run_uri: str) -> dict[str, torch.Tensor]:
+def read_weights_of(run_uri: str) -> dict[str, torch.Tensor]:
+    """The best epoch's weights of a finished run, hash verified."""
     from safetensors.torch import load
 
     manifest = read_manifest(run_uri, RUN_KIND)

@@ -4,7 +4,7 @@ How it is made:
     1. Every item draws factor values: a mixture of two topics, a shape, colour and texture, a chord, tempo and timbre, all independent.
     2. A fixed random projection turns them into one taste vector per modality (`draw_truth`).
     3. Every user draws a Gaussian preference vector. True score = Σ over modalities preference · taste vector + popularity of the item.
-    4. Users take items one after the other without replacement from softmax(score / temperature) (`draw_interactions`).
+    4. Users draw items without replacement from softmax(score / temperature); the cold ones fall in late moments only (`draw_interactions`).
     5. Words, pictures and sounds show the factor values under noise and distractors (synthetic_media.py); some are missing at random.
 `truth/` holds the true scores as a scorer, so a trained model can be compared with the best possible ranking.
 
@@ -51,23 +51,23 @@ class SyntheticConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     """Decides every byte."""
     num_items: int = Field(default=2000, ge=10)
-    num_users: int = Field(default=1500, ge=10)
-    interactions_per_user: float = Field(default=60, gt=0)
+    num_users: int = Field(default=800, ge=10)
+    interactions_per_user: float = Field(default=220, gt=0)
     """Mean number of items a user takes; the number of a user is negative binomial around it, at least 3 and at most a quarter of the catalogue."""
     activity_shape: float = Field(default=8.0, gt=0)
     """Evenness of the users' activity: its squared coefficient of variation is about 1 / activity_shape."""
-    cold_item_share: float = Field(default=0.15, ge=0, lt=1)
+    cold_item_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of items that appear late: nobody can take them before `cold_from_share` of all interactions have happened."""
     cold_from_share: float = Field(default=0.81, gt=0, lt=1)
     """Share of all interactions, in time order, before the cold items appear. Just above 0.8, so that under the default split (global time, 8:1:1 by
     number of interactions) cold items have no train interaction, whichever way the cut is rounded, and are taken in valid and in test."""
-    missing_share: float = Field(default=0.1, ge=0, lt=1)
+    missing_share: float = Field(default=0.03, ge=0, lt=1)
     """Share of items without text, without image, without audio, each drawn on its own; every item keeps at least one of the three."""
     taste_dimensions: int = Field(default=6, ge=1)
     """Width of the taste vector of each of the three modalities."""
-    popularity_strength: float = Field(default=0.3, ge=0)
+    popularity_strength: float = Field(default=0.1, ge=0)
     """Standard deviation of the items' popularity bias; the personal part of the score has 1."""
-    temperature: float = Field(default=0.3, gt=0)
+    temperature: float = Field(default=0.4, gt=0)
     """Softmax temperature of the choices: lower means that users follow their true scores more strictly."""
     country_taste_share: float = Field(default=0.1, ge=0, le=1)
     """Share of the preference variance that users of one country have in common. The age group says nothing about taste."""
@@ -199,9 +199,11 @@ def draw_truth(config: SyntheticConfig) -> Truth:
 def draw_interactions(config: SyntheticConfig, truth: Truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Users, items and times (int64 microseconds since 1970, all different) of all interactions, oldest first.
 
-    The moments are dealt out to the users evenly, so that every user is active throughout. Each user takes the warm items of the first
-    `cold_from_share` of all moments, then goes on among all items not yet taken. Taking the k highest of score / temperature + Gumbel noise is
-    drawing k times without replacement from the softmax (Vieira 2014; Kool et al. 2019), in that order.
+    The moments are dealt out to the users evenly, so that every user is active throughout. A user with k moments takes the k items with the highest
+    score / temperature + Gumbel noise, which is drawing k times without replacement from the softmax (Vieira 2014; Kool et al. 2019). They fall on the
+    user's moments in random order, the cold items on late moments only: were the favourites taken first, train would hold them all and
+    valid and test only what is hardest to tell apart. Cold items fill at most half of a user's late moments, and warm ones take the place of the
+    others, so that valid and test hold both kinds.
     """
     plan = stream(config, "moments")
     rate = plan.gamma(config.activity_shape, config.interactions_per_user / config.activity_shape, size=config.num_users)
@@ -216,19 +218,17 @@ def draw_interactions(config: SyntheticConfig, truth: Truth) -> tuple[np.ndarray
     moments_of_user = np.split(np.argsort(user_of_moment, kind="stable"), np.cumsum(counts)[:-1])
     items = np.empty(num_moments, dtype=np.int64)
     for user, moments in enumerate(moments_of_user):
-        noise = stream(config, "choices", user).gumbel(size=(2, config.num_items))
+        generator = stream(config, "choices", user)
         wish = (truth.item_vectors_ND @ truth.user_vectors_VD[user] + truth.item_bias_N) / config.temperature
-        num_early = int(np.searchsorted(moments, first_cold_moment))
-        early = _best(np.where(truth.is_cold, -np.inf, wish + noise[0]), num_early)
-        # Fresh noise: the first noise of the items left over is known to be low, which would favour the cold ones.
-        late_wish = wish + noise[1]
-        late_wish[early] = -np.inf
-        items[moments] = np.concatenate([early, _best(late_wish, len(moments) - num_early)])
+        order = np.argsort(-(wish + generator.gumbel(size=config.num_items)), kind="stable")
+        late_moments = moments[moments >= first_cold_moment]
+        chosen = order[: len(moments)]
+        cold_items = chosen[truth.is_cold[chosen]][: len(late_moments) // 2]
+        warm_items = order[~truth.is_cold[order]][: len(moments) - len(cold_items)]
+        cold_moments = generator.permutation(late_moments)[: len(cold_items)]
+        items[cold_moments] = cold_items
+        items[np.setdiff1d(moments, cold_moments)] = generator.permutation(warm_items)
     return user_of_moment, items, START_MICROSECONDS + microseconds
-
-
-def _best(values: np.ndarray, k: int) -> np.ndarray:
-    return np.argsort(-values, kind="stable")[:k]
 
 
 def write_tables(config: SyntheticConfig, stage: StagedFolder) -> dict[str, int]:

@@ -1,0 +1,337 @@
+"""Preparing by hand: ids, cleaned media, quarantine with reasons, weights, minima, and the same bytes every time."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medley.data.prepare import DataConfig, prepare
+from medley.data.prepared import PreparedData
+from medley.data.split import SplitConfig
+from medley.manifest import list_folder, read_json, read_parquet
+from medley.media import MediaConfig, decode_flac, decode_jpeg
+from medley.schema import INTERACTIONS_SCHEMA, PREPARED_INTERACTIONS_SCHEMA, InputError
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+MEDIA = MediaConfig(image_max_side_pixels=16, audio_sample_rate_hz=8000)
+ITEMS_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("text", pa.string()),
+        ("image", pa.binary()),
+        ("audio", pa.binary()),
+        ("tags", pa.list_(pa.string())),
+        ("vector", pa.list_(pa.float32(), 2)),
+        ("price", pa.float64()),
+    ]
+)
+
+
+def png(width: int, height: int) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 10, 10)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def wav(num_samples: int) -> bytes:
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.5 * np.sin(np.arange(num_samples) / 5), 8000, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def event(user: str | None, item: str | None, moment: int | None = None, **more: Any) -> dict[str, Any]:
+    """One interaction; the moment is in microseconds."""
+    return {"user_id": user, "item_id": item, "timestamp": moment, **more}
+
+
+def write(root: Path, items: list[dict[str, Any]], interactions: list[dict[str, Any]], users: list[dict[str, Any]] | None = None) -> str:
+    """A tables folder; items in two files, interactions with the columns that any row has."""
+    schema = pa.schema([field for field in ITEMS_SCHEMA if any(field.name in row for row in items)])
+    used = [field.with_nullable(True) for field in INTERACTIONS_SCHEMA if any(row.get(field.name) is not None for row in interactions)]
+    middle = (len(items) + 1) // 2
+    tables = {
+        "items/0.parquet": pa.Table.from_pylist(items[:middle], schema),
+        "items/1.parquet": pa.Table.from_pylist(items[middle:], schema),
+        "interactions/0.parquet": pa.Table.from_pylist(interactions, pa.schema(used)),
+    }
+    if users is not None:
+        tables["users/0.parquet"] = pa.Table.from_pylist(users)
+    for name, table in tables.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, root / name, write_page_checksum=True)
+    return str(root)
+
+
+def run(root: Path, items: list[dict[str, Any]], interactions: list[dict[str, Any]], users: list[dict[str, Any]] | None = None, **config: Any) -> PreparedData:
+    """The prepared set of these tables."""
+    config.setdefault("split", SplitConfig(kind="shipped" if any("split" in row for row in interactions) else "auto"))
+    uri = write(root / "tables", items, interactions, users)
+    return PreparedData.open(prepare(uri, str(root / "prepared"), DataConfig(media=MEDIA, **config), seed=0)["prepared"])
+
+
+def quarantine(data: PreparedData) -> list[tuple[Any, ...]]:
+    """(table, id, column, reason, rows) in a stable order."""
+    rows = read_parquet(f"{data.uri}/quarantine.parquet").to_pylist()
+    return sorted(((row["table"], row["id"], row["column"], row["reason"], row["num_rows"]) for row in rows), key=str)
+
+
+def pairs(data: PreparedData, split: str = "train") -> list[tuple[str, str]]:
+    """(user_id, item_id) of a split in its order."""
+    part, users, items = data.interactions(split), data.users["user_id"].to_pylist(), data.item_facts["item_id"].to_pylist()
+    return [(users[user], items[item]) for user, item in zip(part.users, part.items, strict=True)]
+
+
+PLAIN = [{"item_id": name, "text": f"text of {name}"} for name in "abcdef"]
+ENDS = [event("zoe", "a", split="valid"), event("zoe", "b", split="test")]
+"""One row each for valid and test, so that a test may say what stands in train."""
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """Tables with every fault an item can have, and some an interaction can."""
+    items = [
+        {"item_id": "whole", "title": "W", "text": "words", "image": png(40, 20), "audio": wav(4000), "tags": ["x", "y"], "vector": [1, 2], "price": 9.5},
+        {"item_id": "bad image", "title": None, "text": "words", "image": b"\xff\xd8\xff not a picture", "audio": wav(800)},
+        {"item_id": "bad clip", "text": "words", "image": png(8, 8), "audio": b"ID3 not a sound", "tags": []},
+        {"item_id": "blank", "text": " \n ", "image": png(8, 8), "vector": [1, math.nan]},
+        {"item_id": "", "text": "no id"},
+        {"item_id": "whole", "title": "again", "text": "a second one"},
+        {"item_id": None, "text": "no id either"},
+        {"item_id": "last", "title": "L", "text": "words", "price": 1.0, "vector": [1, math.inf]},
+    ]
+    good = [event("bob", "whole", 1), event("ann", "last", 2), event("bob", "blank", 3), event("ann", "whole", 4)]
+    late = [
+        event("ann", "bad clip", 9),
+        event("bob", "last", 10),
+        event("cid", "blank", 8),
+        event("cid", "whole", 7),
+        event("cid", "last", 5),
+        event("dan", "last", 6),
+    ]
+    bad = [event("ann", "nowhere", 2), event("bob", "nowhere", 2), event("ann", "gone", 3), event("", "whole", 1), event(None, "whole", 1), event("ann", "", 1)]
+    users = [{"user_id": "cid", "country": "SE", "age": 30}, {"user_id": "bob", "country": None, "age": 20}, {"user_id": "nobody", "country": "DE", "age": 1}]
+    return run(tmp_path_factory.mktemp("messy"), items, [*late, *good, *bad], users)
+
+
+def test_items_are_numbered_in_their_order_without_the_ones_left_out(messy: PreparedData):
+    assert messy.item_facts["item_id"].to_pylist() == ["whole", "bad image", "bad clip", "blank", "last"]
+    assert messy.item_facts["item_index"].to_pylist() == [0, 1, 2, 3, 4]
+    assert messy.item_facts["title"].to_pylist() == ["W", None, None, None, "L"]
+    assert messy.item_facts["price"].to_pylist() == [9.5, None, None, None, 1.0]
+    assert "text" not in messy.item_facts.column_names
+
+
+def test_users_are_numbered_by_id_with_the_attributes_of_their_table(messy: PreparedData):
+    assert messy.users.to_pydict() == {
+        "user_index": [0, 1, 2, 3],
+        "user_id": ["ann", "bob", "cid", "dan"],
+        "country": [None, None, "SE", None],
+        "age": [None, 20, 30, None],
+    }
+    assert messy.user_categories("country").tolist() == [0, 0, 1, 0]
+    assert messy.user_categories("age").tolist() == [0, 1, 2, 0]
+
+
+def test_interactions_are_split_by_time_and_stand_in_time_order(messy: PreparedData):
+    expected = [("bob", "whole"), ("ann", "last"), ("bob", "blank"), ("ann", "whole"), ("cid", "last"), ("dan", "last"), ("cid", "whole"), ("cid", "blank")]
+    assert pairs(messy) == expected
+    assert (pairs(messy, "valid"), pairs(messy, "test")) == ([("ann", "bad clip")], [("bob", "last")])
+    assert messy.train.timestamps.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    table = read_parquet(f"{messy.uri}/train.parquet")
+    assert table.schema.equals(PREPARED_INTERACTIONS_SCHEMA)
+    assert messy.train.weights.tolist() == [1.0] * 8
+    assert np.isnan(messy.train.values).all()
+    assert messy.train.is_target.all()
+
+
+def test_train_counts_are_those_of_train_alone(messy: PreparedData):
+    assert messy.train_count_N.tolist() == [3, 0, 0, 2, 3]
+    counts = messy.manifest["counts"]
+    assert {name: counts[name] for name in ("num_items", "num_users", "num_cold_items", "num_train", "num_valid", "num_test")} == {
+        "num_items": 5,
+        "num_users": 4,
+        "num_cold_items": 2,
+        "num_train": 8,
+        "num_valid": 1,
+        "num_test": 1,
+    }
+
+
+def test_what_is_left_out_is_in_quarantine_with_its_id_and_reason(messy: PreparedData):
+    rows = quarantine(messy)
+    image, clip = (next(row for row in rows if row[1] == name) for name in ("bad image", "bad clip"))
+    assert (image[0], image[2], image[4]) == ("items", "image", 1)
+    assert image[3].startswith("image header cannot be read")
+    assert (clip[0], clip[2]) == ("items", "audio")
+    assert clip[3].startswith("audio header cannot be read")
+    expected = [
+        ("items", "blank", "text", "text is empty", 1),
+        ("items", "", "item_id", "item id is empty", 1),
+        ("items", None, "item_id", "item id is empty", 1),
+        ("items", "whole", "item_id", "item id stands in an earlier row; the first is kept", 1),
+        ("items", "blank", "vector", "vector holds a null, NaN or infinite number", 1),
+        ("items", "last", "vector", "vector holds a null, NaN or infinite number", 1),
+        ("interactions", None, "user_id", "id is empty", 2),
+        ("interactions", None, "item_id", "id is empty", 1),
+        ("interactions", "nowhere", "item_id", "unknown item", 2),
+        ("interactions", "gone", "item_id", "unknown item", 1),
+    ]
+    assert rows == sorted([*expected, image, clip], key=str)
+    assert messy.manifest["counts"]["num_quarantined"] == sum(row[4] for row in rows)
+
+
+def test_the_other_items_and_modalities_are_kept(messy: PreparedData):
+    rows = messy.item_store().take(np.arange(5), ["text", "image", "audio", "tags", "vector"]).to_pylist()
+    has = [{name for name, value in row.items() if value is not None} - {"item_index"} for row in rows]
+    assert has == [{"text", "image", "audio", "tags", "vector"}, {"text", "audio"}, {"text", "image", "tags"}, {"image"}, {"text"}]
+    assert (rows[0]["text"], rows[0]["tags"], rows[0]["vector"], rows[2]["tags"]) == ("words", ["x", "y"], [1.0, 2.0], [])
+    coverage = read_json(f"{messy.uri}/statistics.json")["coverage"]
+    assert {name: coverage[name] for name in ("text", "image", "audio", "vector")} == {"text": 4, "image": 3, "audio": 2, "vector": 1}
+
+
+def test_media_are_encoded_anew_within_the_limits(messy: PreparedData):
+    row = messy.item_store().take(np.array([0]), ["image", "audio"]).to_pylist()[0]
+    assert decode_jpeg(row["image"]).shape == (3, 8, 16)
+    assert decode_flac(row["audio"]).shape == (4000,)
+
+
+def test_statistics_count_equal_reasons_together(messy: PreparedData):
+    statistics = read_json(f"{messy.uri}/statistics.json")
+    assert statistics["quarantine"]["interactions.item_id: unknown item"] == 3
+    assert statistics["has_timestamps"] is True
+
+
+def test_preparing_twice_writes_the_same_bytes(tiny_tables: str, tiny_prepared: str, tmp_path: Path):
+    first = PreparedData.open(tiny_prepared)
+    again = prepare(tiny_tables, str(tmp_path), DataConfig(media=MEDIA), seed=0)
+    assert (again["fingerprint"], again["reused"]) == (first.identity, False)
+    assert PreparedData.open(again["prepared"]).manifest["files"] == first.manifest["files"]
+
+
+def test_a_finished_set_is_reused_and_other_settings_or_seeds_make_another(tmp_path: Path):
+    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef")])
+    first, second = (prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0) for _ in range(2))
+    assert (first["reused"], second["reused"], second["prepared"]) == (False, True, first["prepared"])
+    others = {
+        prepare(uri, str(tmp_path / "out"), config, seed)["fingerprint"] for config, seed in ((DataConfig(), 1), (DataConfig(min_item_interactions=2), 0))
+    }
+    assert len({first["fingerprint"], *others}) == 3
+    assert len(list_folder(str(tmp_path / "out"))) == 3
+
+
+def test_a_damaged_finished_set_is_refused(tmp_path: Path):
+    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef")])
+    done = prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0)["prepared"]
+    (Path(done) / "users.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match=r"file 'users\.parquet' in"):
+        prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0)
+
+
+def test_an_interrupted_prepare_leaves_no_folder(tmp_path: Path):
+    uri = write(tmp_path / "tables", PLAIN, [event("ann", "a", split="train"), event("ann", "b", split="test")])
+    with pytest.raises(InputError, match=r"the 'valid' split is empty \(2 interactions in all\)"):
+        prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0)
+    assert list_folder(str(tmp_path / "out")) == []
+
+
+def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef")])
+    monkeypatch.chdir(tmp_path)
+    assert prepare("tables", "out", DataConfig(), seed=0)["prepared"].startswith(f"{tmp_path}/out/")
+
+
+def test_a_damaged_page_that_only_a_task_reads_is_refused_by_its_shard(tmp_path: Path):
+    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef")])
+    path = tmp_path / "tables" / "items" / "1.parquet"
+    content = bytearray(path.read_bytes())
+    content[pq.read_metadata(path).row_group(0).column(1).data_page_offset - 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0)
+    assert str(caught.value).startswith(f"shard '{path}' cannot be read")
+    assert "Traceback" not in str(caught.value)
+    assert list_folder(str(tmp_path / "out")) == []
+
+
+def test_events_have_weights_and_targets_and_a_zero_drops_them(tmp_path: Path):
+    rows = [event("ann", "a", event="view"), event("ann", "b", event="buy"), event("bob", "a", event="skip"), event("bob", "c", event="odd"), event("bob", "d")]
+    rows = [{**row, "split": "train"} for row in rows] + [{**row, "event": "buy"} for row in ENDS]
+    data = run(tmp_path, PLAIN, rows, events={"view": 0.5, "buy": 5, "skip": 0}, target_events=("buy",))
+    assert pairs(data) == [("ann", "a"), ("ann", "b")]
+    assert (data.train.weights.tolist(), data.train.is_target.tolist()) == ([0.5, 5.0], [False, True])
+    reason = "event kind has no weight in data.events"
+    assert quarantine(data) == [("interactions", "odd", "event", reason, 1), ("interactions", None, "event", reason, 1)]
+
+
+def test_event_weights_without_events_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"data\.events is set, but the interactions have no events"):
+        run(tmp_path, PLAIN, [event("ann", "a", split="train"), *ENDS], events={"view": 1})
+
+
+def test_target_events_without_events_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"data\.target_events is set, but the interactions have no events"):
+        run(tmp_path, PLAIN, [event("ann", "a", split="train"), *ENDS], target_events=("buy",))
+
+
+def test_values_are_kept_and_nan_and_infinite_ones_are_left_out(tmp_path: Path):
+    values = {"a": 4.5, "b": math.nan, "c": math.inf, "d": None, "e": -1.0}
+    data = run(tmp_path, PLAIN, [event("ann", name, split="train", value=value) for name, value in values.items()] + ENDS)
+    assert pairs(data) == [("ann", "a"), ("ann", "d"), ("ann", "e")]
+    np.testing.assert_array_equal(data.train.values, np.array([4.5, np.nan, -1.0], dtype=np.float32))
+    assert quarantine(data) == [("interactions", None, "value", "value is NaN or infinite", 2)]
+
+
+def test_rows_equal_to_an_earlier_one_in_every_column_are_left_out(tmp_path: Path):
+    rows = [event("ann", "a", 5, split="train"), event("ann", "a", 5, split="train"), event("ann", "a", 6, split="train"), event("bob", "a", 5, split="train")]
+    ends = [{**row, "timestamp": 9} for row in ENDS]
+    data = run(tmp_path, PLAIN, [*rows, rows[0], *ends])
+    assert pairs(data) == [("ann", "a"), ("bob", "a"), ("ann", "a")]
+    assert quarantine(data) == [("interactions", None, "*", "equal to an earlier row", 2)]
+
+
+def test_minima_leave_out_rare_items_first_and_then_users_with_too_little_left(tmp_path: Path):
+    train = ["ann a", "ann b", "ann c", "bob a", "bob b", "cid a", "cid d", "zoe c"]
+    rows = [event(*text.split(), split="train") for text in train] + [event("zoe", "a", split="valid"), event("zoe", "b", split="test")]
+    data = run(tmp_path, PLAIN, rows, min_item_interactions=2, min_user_interactions=2)
+    # d is had once. Without it cid has one item left and goes too, in one pass: a is still there although cid's row is gone.
+    assert pairs(data) == [("ann", "a"), ("ann", "b"), ("ann", "c"), ("bob", "a"), ("bob", "b"), ("zoe", "c")]
+    assert data.users["user_id"].to_pylist() == ["ann", "bob", "zoe"]
+    assert (data.num_items, data.train_count_N.tolist()) == (6, [2, 2, 2, 0, 0, 0])
+
+
+def test_minima_that_leave_nothing_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="no interaction is left after cleaning"):
+        run(tmp_path, PLAIN, [event("ann", "a", split="train"), *ENDS], min_user_interactions=99)
+
+
+def test_tables_without_known_items_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="no interaction is left after cleaning"):
+        run(tmp_path, PLAIN, [event("ann", "nowhere", 1), event("bob", "gone", 2)])
+
+
+def test_without_timestamps_the_split_is_random_and_histories_have_no_times(tmp_path: Path):
+    data = run(tmp_path, PLAIN, [event(user, item) for user in ("ann", "bob", "cid", "dan") for item in "abcde"])
+    assert [len(data.interactions(split)) for split in ("train", "valid", "test")] == [16, 2, 2]
+    assert data.train.timestamps is None
+    assert data.manifest["counts"]["has_timestamps"] is False
+
+
+def test_synthetic_tables_are_prepared_whole(tiny_prepared: str):
+    data = PreparedData.open(tiny_prepared)
+    assert (data.num_items, data.num_users) == (120, 60)
+    assert data.item_facts["item_index"].to_pylist() == list(range(120))
+    assert data.users["user_index"].to_pylist() == list(range(60))
+    assert data.train_count_N.tolist() == np.bincount(data.train.items, minlength=120).tolist()
+    assert data.train.timestamps.max() < data.interactions("valid").timestamps.min()
+    assert quarantine(data) == []

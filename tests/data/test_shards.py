@@ -1,0 +1,92 @@
+"""Items are read by number from their shards, in the order asked for, or refused by the shard's name."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medley.data.shards import ITEMS_PER_SHARD, ItemStore, clean_shard
+from medley.data.tables import Tables, open_tables
+from medley.manifest import write_manifest
+from medley.media import MediaConfig
+from medley.schema import InputError
+
+NUM_ITEMS = 2 * ITEMS_PER_SHARD + 10
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """Two files of items with a text, a tag list and a vector each."""
+    root = tmp_path_factory.mktemp("tables")
+    numbers = range(NUM_ITEMS)
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(2 * NUM_ITEMS, dtype=np.float32)), 2)
+    columns: dict[str, Any] = {"item_id": [f"i{n}" for n in numbers], "text": [f"text {n}" for n in numbers], "tags": [[f"t{n}"] for n in numbers]}
+    items = pa.table({**columns, "vector": vector, "price": [float(n) for n in numbers]})
+    for name in ("items", "interactions"):
+        (root / name).mkdir()
+    pq.write_table(items.slice(0, 300), root / "items" / "a.parquet", row_group_size=70)
+    pq.write_table(items.slice(300), root / "items" / "b.parquet", row_group_size=70)
+    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i0"]}), root / "interactions" / "a.parquet")
+    return open_tables(str(root))
+
+
+def write_shards(tables: Tables, root: Path, left_out: frozenset[int] = frozenset()) -> ItemStore:
+    """All items but some, in shards under `root`."""
+    places = [(f"i{n}", int(n >= 300), n if n < 300 else n - 300) for n in range(NUM_ITEMS) if n not in left_out]
+    for number, first in enumerate(range(0, len(places), ITEMS_PER_SHARD)):
+        clean_shard(tables, MediaConfig(), places[first : first + ITEMS_PER_SHARD], str(root / "items" / f"part-{number:05d}.arrow"))
+    manifest = write_manifest(str(root), "prepared", "f", parents={}, counts={}, config={})
+    return ItemStore(str(root), manifest["files"])
+
+
+@pytest.fixture(scope="module")
+def store(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> ItemStore:
+    return write_shards(tables, tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_rows_come_in_the_asked_order_across_shards_and_repeats_stay(store: ItemStore, dtype: type):
+    asked = np.array([NUM_ITEMS - 1, 0, 300, 255, 256, 0, 511, 512], dtype=dtype)
+    rows = store.take(asked, ["text", "vector"])
+    assert rows.column_names == ["text", "vector", "item_index"]
+    assert rows["item_index"].to_pylist() == asked.tolist()
+    assert rows["text"].to_pylist() == [f"text {number}" for number in asked]
+    assert rows["vector"].to_pylist() == [[2.0 * number, 2.0 * number + 1] for number in asked]
+
+
+def test_any_sample_of_items_comes_back_as_asked(store: ItemStore):
+    asked = np.random.default_rng(0).integers(0, NUM_ITEMS, 1000)
+    assert store.take(asked, ["tags"])["tags"].to_pylist() == [[f"t{number}"] for number in asked]
+
+
+def test_shards_hold_what_encoders_read_and_no_attributes(store: ItemStore):
+    with pytest.raises(KeyError):
+        store.take(np.array([0]), ["price"])
+
+
+def test_items_that_were_left_out_leave_no_gap(tables: Tables, tmp_path: Path):
+    left_out = frozenset({0, 5, 299, 300, 301})
+    store = write_shards(tables, tmp_path, left_out)
+    kept = [number for number in range(NUM_ITEMS) if number not in left_out]
+    assert store.take(np.arange(len(kept)), ["text"])["text"].to_pylist() == [f"text {number}" for number in kept]
+
+
+def test_a_flipped_bit_is_refused_by_the_name_of_its_shard_and_other_shards_still_read(tables: Tables, tmp_path: Path):
+    store = write_shards(tables, tmp_path)
+    path = tmp_path / "items" / "part-00001.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert store.take(np.array([3]), ["text"])["text"].to_pylist() == ["text 3"]
+    with pytest.raises(InputError, match=r"shard 'items/part-00001\.arrow' in .* has SHA-256 .*from its manifest"):
+        store.take(np.array([3, 300]), ["text"])
+
+
+def test_a_missing_shard_is_refused_by_name(tables: Tables, tmp_path: Path):
+    store = write_shards(tables, tmp_path)
+    (tmp_path / "items" / "part-00002.arrow").unlink()
+    with pytest.raises(InputError, match=r"part-00002\.arrow"):
+        store.take(np.array([NUM_ITEMS - 1]), ["text"])

@@ -1,0 +1,1 @@
+"""Hyperparameter search: its entry point and the spaces."""
