@@ -11,48 +11,66 @@ NUM_USERS = 3
 
 def main() -> dict[str, Any]:
     """Run every stage, print what came out, return the figures."""
-    arguments = verb_parser("demo", "The whole road on synthetic data: search, train, compare, serve, ask.").parse_args()
+    parser = verb_parser("demo", "The whole road on synthetic data: search, train, compare, serve, ask.")
+    parser.add_argument("--baseline", default="jobs/configs/demo_id_only.yaml", help="configuration of the baseline without content")
+    arguments = parser.parse_args()
 
     from jobs.evaluate import evaluate
     from jobs.pipeline import run_pipeline
-    from medley.config import load_run, override_run
-    from medley.serving.client import MedleyClient
-    from medley.serving.deployments import ServeArgs, serve_locally
-    from medley.training.evaluate import format_table
+    from medley.config import load_run
     from medley.training.run import fit
 
     started = time.monotonic()
-    run = load_run(arguments.config, arguments.overrides)
-    id_only = override_run(run, {"name": f"{run.name}-id-only", "model.encoders": {}})
+    run, baseline = load_run(arguments.config, arguments.overrides), load_run(arguments.baseline, [o for o in arguments.overrides if o.startswith("storage=")])
     with run_session(run, arguments.address):
         stages = run_pipeline(run)
-        fit(id_only)
-        table = dict(stages["evaluate"]["test"])
-        table = {"medley": table["model"], "id-only MF": evaluate(id_only)["test"]["model"], "popularity": table["popularity"], "oracle": table["oracle"]}
+        fit(baseline)
+        measured = stages["evaluate"]["test"]
+        table = {
+            "medley": measured["model"],
+            "id-only MF": evaluate(baseline)["test"]["model"],
+            "popularity": measured["popularity"],
+            "oracle": measured["oracle"],
+        }
         bundle = stages["bundle"]["bundle"]
-        with serve_locally(ServeArgs(bundle=bundle)) as url, MedleyClient(url, timeout_seconds=30) as client:
-            users = known_users(bundle, NUM_USERS)
-            answers = {user: client.recommend(user, k=5) for user in users}
-    lines = [
-        format_table(table, "ndcg@10"),
-        "(test split, NDCG@10; id-only MF has no vector for cold items)",
-        f"\ntraining: {stages['train']['rows_per_second']:,} rows/s, {stages['train']['steps_per_second']} steps/s, peak {stages['train']['peak_memory_megabytes']} MB per worker",
-        f"\ntop five of {users[0]}:",
-        *(f"  {item.score:7.3f}  {item.item_id}  {item.title}" for item in answers[users[0]].items),
-        f"\n{len(answers)} users asked over HTTP; the server is stopped. Start it again with:",
-        f"  serve run serve.app:app bundle={bundle}",
-        f"\n{time.monotonic() - started:.0f} s in all",
-    ]
-    print("\n".join(lines), file=sys.stderr)
-    metrics = {name: {group: values["ndcg@10"] for group, values in groups.items()} for name, groups in table.items()}
-    return {"bundle": bundle, "ndcg@10": metrics, "seconds": round(time.monotonic() - started, 1)}
+        answers = ask(bundle)
+    seconds = round(time.monotonic() - started)
+    print(report(table, stages["train"], bundle, answers, seconds), file=sys.stderr)
+    figures = {name: {group: values["ndcg@10"] for group, values in groups.items()} for name, groups in table.items()}
+    return {"bundle": bundle, "ndcg@10": figures, "seconds": seconds}
 
 
-def known_users(bundle_uri: str, count: int) -> list[str]:
-    """The first users of a bundle."""
+def ask(bundle: str) -> dict[str, Any]:
+    """Serve a bundle, ask for the first users over HTTP, stop the server. Returns user → answer."""
     from medley.bundle import read_bundle
+    from medley.serving.client import MedleyClient
+    from medley.serving.deployments import ServeArgs, serve_locally
 
-    return read_bundle(bundle_uri).users["user_id"].slice(0, count).to_pylist()
+    users = read_bundle(bundle).users["user_id"].slice(0, NUM_USERS).to_pylist()
+    with serve_locally(ServeArgs(bundle=bundle)) as url, MedleyClient(url, timeout_seconds=30) as client:
+        return {user: client.recommend(user, k=5) for user in users}
+
+
+def report(table: dict[str, Any], training: dict[str, Any], bundle: str, answers: dict[str, Any], seconds: int) -> str:
+    """What a person reads at the end."""
+    from medley.training.evaluate import format_table
+
+    user, answer = next(iter(answers.items()))
+    speed = f"{training['rows_per_second']:,} rows/s, {training['steps_per_second']} steps/s, peak {training['peak_memory_megabytes']:,} MB per worker"
+    return "\n".join(
+        [
+            "",
+            format_table(table, "ndcg@10"),
+            "(test split, newest tenth of the interactions; warm and cold items ranked apart; chance is popularity's figure on cold items)",
+            "",
+            f"training: {speed}",
+            f"top five of {user}, asked over HTTP with {len(answers) - 1} others:",
+            *(f"  {item.score:7.3f}  {item.item_id}  {item.title}" for item in answer.items),
+            "",
+            f"{seconds} s. The server is stopped; this starts it again:",
+            f"  .venv/bin/serve run serve.app:app bundle={bundle}",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -52,14 +52,14 @@ class LogMelCnnEncoder(nn.Module):
 
     def __init__(self, *, sample_rate_hz: int, clip_length_samples: int, num_mel_bins: int, window_length_samples: int, hop_length_samples: int, width: int):
         super().__init__()
-        from torchaudio.transforms import MelSpectrogram
+        from torchaudio.transforms import MelScale, Spectrogram
 
         self.sample_rate_hz = sample_rate_hz
         self.clip_length_samples = clip_length_samples
         self.output_dimension = 8 * width
-        self.spectrogram = MelSpectrogram(
-            sample_rate_hz, n_fft=window_length_samples, hop_length=hop_length_samples, n_mels=num_mel_bins, mel_scale="slaney", norm="slaney"
-        )
+        # power=None: torchaudio's own power goes through a square root and back, which was half of this encoder's time.
+        self.spectrum = Spectrogram(n_fft=window_length_samples, hop_length=hop_length_samples, power=None)
+        self.mel_scale = MelScale(num_mel_bins, sample_rate_hz, n_stft=window_length_samples // 2 + 1, mel_scale="slaney", norm="slaney")
         widths = [1, width, 2 * width, 4 * width, 8 * width]
         self.stages = nn.Sequential(*(conv_stage(num_in, num_out) for num_in, num_out in pairwise(widths)))
         num_bands = -(-num_mel_bins // 16)
@@ -77,7 +77,9 @@ class LogMelCnnEncoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, 8 × width)."""
         # The spectrogram stays in float32: powers of quiet sounds vanish in half precision.
-        log_mel_PFS = torch.log(self.spectrogram(inputs["samples"].float()) + 1e-5)
+        spectrum_PFS = self.spectrum(inputs["samples"].float())
+        power_PFS = spectrum_PFS.real.square() + spectrum_PFS.imag.square()
+        log_mel_PFS = torch.log(self.mel_scale(power_PFS) + 1e-5)
         log_mel_PFS = (log_mel_PFS - log_mel_PFS.mean(dim=(1, 2), keepdim=True)) / 4
         hidden = self.stages(log_mel_PFS.unsqueeze(1).to(self.project.weight.dtype).contiguous(memory_format=torch.channels_last))
         pooled = torch.cat([hidden.mean(dim=3), hidden.amax(dim=3)], dim=1)

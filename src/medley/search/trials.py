@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer output prints a banner at any verbosity
-    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # what an interruption may cost
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # an interruption repeats the trials that ended in the last seconds before it
 }
 
 
