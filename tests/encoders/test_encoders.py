@@ -339,10 +339,12 @@ def test_tones_an_octave_apart_have_different_vectors_and_loudness_does_not_coun
 
 def test_a_clip_is_cut_or_padded_with_silence():
     encoder = LogMelCnnConfig(sample_rate_hz=8000, clip_seconds=0.25, num_mel_bins=16, width=8).build({}, pretrained=True)
-    short, long = encoder.prepare(tone(440, 500))["samples"], encoder.prepare(tone(440, 4000))["samples"]
-    assert (short.shape, long.shape) == ((2000,), (2000,))
-    assert short[500:].abs().max() == 0
-    assert torch.equal(short[:500], long[:500])
+    silence, short, exact, long = (encoder.prepare(clip)["log_mel"] for clip in (tone(440, 500, gain=0), tone(440, 500), tone(440, 2000), tone(440, 4000)))
+    assert short.shape == exact.shape == (16, 1 + 2000 // 128)
+    assert torch.equal(exact, long)
+    assert silence.abs().max() == 0
+    assert torch.allclose(short[:, -1], short[0, -1].expand(16))  # the padded end is silent in every band
+    assert short[:, 1].std() > 0.1
 
 
 def test_tags_are_averaged_and_unknown_ones_ignored():

@@ -47,41 +47,45 @@ class LogMelCnnConfig(TrainableSettings):
 
 
 class LogMelCnnEncoder(nn.Module):
-    """Steps: 1. mel power spectrogram; 2. log, each clip's own mean taken off (loudness does not count); 3. four convolutions that halve
-    time and frequency; 4. mean and maximum over time, frequencies kept apart; 5. one linear layer."""
+    """Steps: 1. (prepare) mel power spectrogram, log, the clip's own mean taken off, so that loudness does not count; 2. four convolutions
+    that halve time and frequency; 3. mean and maximum over time, frequencies kept apart; 4. one linear layer."""
 
     def __init__(self, *, sample_rate_hz: int, clip_length_samples: int, num_mel_bins: int, window_length_samples: int, hop_length_samples: int, width: int):
         super().__init__()
         from torchaudio.transforms import MelScale, Spectrogram
 
-        self.sample_rate_hz = sample_rate_hz
         self.clip_length_samples = clip_length_samples
+        self.input_shape = (num_mel_bins, 1 + clip_length_samples // hop_length_samples)
         self.output_dimension = 8 * width
-        # power=None: torchaudio's own power goes through a square root and back, which was half of this encoder's time.
-        self.spectrum = Spectrogram(n_fft=window_length_samples, hop_length=hop_length_samples, power=None)
-        self.mel_scale = MelScale(num_mel_bins, sample_rate_hz, n_stft=window_length_samples // 2 + 1, mel_scale="slaney", norm="slaney")
+        # power=None: torchaudio's own power goes through a square root and back, which took most of the time. A tuple, because prepare
+        # works on the CPU wherever the weights are: modules in a tuple are not moved with them.
+        self.transforms = (
+            Spectrogram(n_fft=window_length_samples, hop_length=hop_length_samples, power=None),
+            MelScale(num_mel_bins, sample_rate_hz, n_stft=window_length_samples // 2 + 1, mel_scale="slaney", norm="slaney"),
+        )
         widths = [1, width, 2 * width, 4 * width, 8 * width]
         self.stages = nn.Sequential(*(conv_stage(num_in, num_out) for num_in, num_out in pairwise(widths)))
         num_bands = -(-num_mel_bins // 16)
         self.project = nn.Linear(2 * 8 * width * num_bands, self.output_dimension)
 
+    @torch.no_grad()
     def prepare(self, value: bytes) -> dict[str, Tensor]:
-        """float32 (S,) in [-1, 1], cut or padded to the clip length."""
+        """Log-mel spectrogram, (F, frames) float32, of the clip cut or padded with silence to its length. Once per item, not once per step."""
         samples_S = decode_flac(value)[: self.clip_length_samples]
-        return {"samples": nn.functional.pad(samples_S, (0, self.clip_length_samples - len(samples_S)))}
+        samples_S = nn.functional.pad(samples_S, (0, self.clip_length_samples - len(samples_S)))
+        to_spectrum, to_mel = self.transforms
+        spectrum = to_spectrum(samples_S)
+        log_mel = torch.log(to_mel(spectrum.real.square() + spectrum.imag.square()) + 1e-5)
+        return {"log_mel": (log_mel - log_mel.mean()) / 4}
 
     def dummy(self) -> dict[str, Tensor]:
         """Silence."""
-        return {"samples": torch.zeros(self.clip_length_samples)}
+        return {"log_mel": torch.zeros(self.input_shape)}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, 8 × width)."""
-        # The spectrogram stays in float32: powers of quiet sounds vanish in half precision.
-        spectrum_PFS = self.spectrum(inputs["samples"].float())
-        power_PFS = spectrum_PFS.real.square() + spectrum_PFS.imag.square()
-        log_mel_PFS = torch.log(self.mel_scale(power_PFS) + 1e-5)
-        log_mel_PFS = (log_mel_PFS - log_mel_PFS.mean(dim=(1, 2), keepdim=True)) / 4
-        hidden = self.stages(log_mel_PFS.unsqueeze(1).to(self.project.weight.dtype).contiguous(memory_format=torch.channels_last))
+        log_mel_P1FS = inputs["log_mel"].unsqueeze(1).to(self.project.weight.dtype)
+        hidden = self.stages(log_mel_P1FS.contiguous(memory_format=torch.channels_last))
         pooled = torch.cat([hidden.mean(dim=3), hidden.amax(dim=3)], dim=1)
         return self.project(pooled.flatten(start_dim=1))
 
