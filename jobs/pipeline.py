@@ -22,7 +22,7 @@ def run_pipeline(run: "Run") -> dict[str, Any]:
         results["convert"] = convert(run.convert, run.tables_uri)
     results["prepare"] = prepare_run(run)
     if run.search.space is not None:
-        results["search"] = search(run, run.search.space)
+        results["search"] = search(run, run.search.space, resume=True)
         run = results["search"].pop("best_run")
     results["train"] = fit(run)
     results["evaluate"] = evaluate(run)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
 from medley.data.convert import ConvertConfig
@@ -91,13 +92,13 @@ def load_run(path: str, overrides: Sequence[str] = ()) -> Run:
     return make_run(values, path, document)
 
 
-def read_yaml(path: str) -> tuple[dict[str, Any], Any]:
+def read_yaml(path: str) -> tuple[dict[str, Any], CommentedMap]:
     """A YAML mapping as plain values, and the parsed document, which knows their lines."""
     document = _parse_yaml(read_bytes(absolute_uri(path)).decode("utf-8", errors="replace"), path)
     return _plain(document), document
 
 
-def make_run(values: Mapping[str, Any], place: str, document: Any = None) -> Run:
+def make_run(values: Mapping[str, Any], place: str, document: CommentedMap | None = None) -> Run:
     """A Run from plain values; `place` and the parsed document (with its lines) serve the message of a mistake."""
     try:
         return Run.model_validate(_absolute_paths({"storage": Run.model_fields["storage"].default, **values}))
@@ -118,12 +119,12 @@ def override_run(run: Run, changes: Mapping[str, Any], place: str = "overrides")
     return make_run(values, place)
 
 
-def _parse_yaml(text: str, path: str) -> Any:
+def _parse_yaml(text: str, path: str) -> CommentedMap:
     try:
         document = YAML(typ="rt").load(text)
     except YAMLError as error:
         raise InputError(f"'{path}' is not YAML ({' '.join(str(error).split())})", "a YAML mapping without duplicate keys", "correct the line named") from None
-    if not isinstance(document, Mapping):
+    if not isinstance(document, CommentedMap):
         raise InputError(f"'{path}' holds {type(document).__name__}", "a YAML mapping of settings", "see jobs/configs for examples")
     return document
 
@@ -171,7 +172,7 @@ def _absolute_paths(value: Any) -> Any:
     return value
 
 
-def _input_error(error: ValidationError, values: Mapping[str, Any], place: str, document: Any) -> InputError:
+def _input_error(error: ValidationError, values: Mapping[str, Any], place: str, document: CommentedMap | None) -> InputError:
     """The first mistake of a validation as our three-part message."""
     first = error.errors(include_url=False)[0]
     keys = _keys_in_data(first["loc"], values)
@@ -209,7 +210,9 @@ def _keys_in_data(location: Iterable[int | str], values: Any) -> list[str]:
     location = list(location)
     for number, part in enumerate(location):
         is_last = number == len(location) - 1
-        if (isinstance(values, Mapping) and part in values) or (isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)):
+        is_key = isinstance(values, Mapping) and part in values
+        is_place = isinstance(values, list | tuple) and isinstance(part, int) and part < len(values)
+        if is_key or is_place:
             keys.append(str(part))
             values = values[part]
         elif is_last and not (isinstance(values, Mapping) and values.get("kind") == part):
@@ -221,10 +224,10 @@ def _line_of(document: Any, keys: Sequence[str]) -> int | None:
     """Line (from 1) of the deepest of the keys that the file has."""
     line = None
     for key in keys:
-        if isinstance(document, Mapping) and key in document:
+        if isinstance(document, CommentedMap) and key in document:
             line = document.lc.key(key)[0] + 1
             document = document[key]
-        elif isinstance(document, list) and key.isdigit() and int(key) < len(document):
+        elif isinstance(document, CommentedSeq) and key.isdigit() and int(key) < len(document):
             line = document.lc.item(int(key))[0] + 1
             document = document[int(key)]
         else:
@@ -282,9 +285,11 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in arguments for model in _models_in(argument)]
 
 
-def load_converter(kind: str, settings: Sequence[str]) -> Any:
+def load_converter(kind: str, settings: Sequence[str]) -> ConvertConfig:
     """A converter's configuration from `key=value` settings, checked like the `convert` part of a Run."""
     values: dict[str, Any] = {"kind": kind}
     for setting in settings:
         _apply(values, setting)
-    return make_run({"name": "convert", "convert": values}, "command line").convert
+    config = make_run({"name": "convert", "convert": values}, "command line").convert
+    assert config is not None
+    return config

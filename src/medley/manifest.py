@@ -96,6 +96,13 @@ def list_folder(uri: str) -> list[str]:
     return sorted(posixpath.basename(info.path) for info in filesystem.get_file_info(selector))
 
 
+def remove_folder(uri: str) -> None:
+    """Remove a folder and all in it; nothing happens when it does not exist."""
+    filesystem, path = open_storage(uri)
+    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
 def write_parquet(uri: str, table: pa.Table, **options: Any) -> None:
     """Write one Parquet file with page checksums, whole or not at all."""
     filesystem, path = open_storage(uri)

@@ -1,17 +1,17 @@
 """The recommender: encoders → fusion → users → head. `RecommenderModel.forward` reads like that line."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from medley.encoders import EncoderConfig
+from medley.encoders import Encoder, EncoderConfig
 from medley.fusion import FusionConfig
 from medley.fusion.gated import GatedFusionConfig
 from medley.heads import HeadConfig
-from medley.heads.mf import MatrixFactorisationConfig
+from medley.heads.mf import MatrixFactorisation, MatrixFactorisationConfig
 from medley.schema import Batch
 from medley.users import UserConfig
 from medley.users.id import IdUserConfig
@@ -50,13 +50,16 @@ class RecommenderModel(nn.Module):
     A buffer says which items training sees: free vectors and biases of the others count as zero.
     """
 
+    train_count_N: Tensor
+    is_warm_N: Tensor
+
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],
         fusion: nn.Module | None,
         item_id: nn.Module | None,
         users: nn.Module,
-        head: nn.Module,
+        head: MatrixFactorisation,
         *,
         train_count_N: Tensor,
         id_dropout: float,
@@ -71,6 +74,11 @@ class RecommenderModel(nn.Module):
         self.id_dropout = id_dropout
         self.register_buffer("train_count_N", train_count_N)
         self.register_buffer("is_warm_N", train_count_N > 0)
+
+    @property
+    def named_encoders(self) -> dict[str, Encoder]:
+        """Modality name → encoder, for the streams that prepare its inputs."""
+        return cast(dict[str, Encoder], dict(self.encoders.items()))
 
     def forward(self, batch: Batch, want: Literal["scores", "items", "users"] = "scores") -> tuple[Tensor, ...]:
         """scores: (scores_BU,). items: (item_vectors_UD, item_bias_U). users: (user_vectors_BD, user_bias_B).

@@ -10,7 +10,7 @@ Masks end in `_mask` plus letters; `True` means real, not padding.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import torch
@@ -111,7 +111,7 @@ class Batch:
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
 
-        def move(value):
+        def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
             if isinstance(value, Mapping):

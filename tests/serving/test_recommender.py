@@ -74,9 +74,9 @@ def test_an_unknown_user_with_a_history_is_folded_in(hand: Recommender):
 
 def test_fold_in_agrees_with_numpy_for_chosen_weights(random_bundle: str):
     recommender = Recommender.load(random_bundle, unseen_weight=0.3, regularization=2.5)
-    vectors = read_bundle(random_bundle).scorer.item_vectors_ND.double().numpy()
+    vectors = read_bundle(random_bundle).scorer.item_columns_ND.double().numpy()
     liked = vectors[[3, 40, 99]]
-    user = np.linalg.solve(liked.T @ liked + 0.3 * vectors.T @ vectors + 2.5 * np.eye(16), liked.sum(axis=0))
+    user = np.linalg.solve(liked.T @ liked + 0.3 * vectors.T @ vectors + 2.5 * np.eye(17), liked.sum(axis=0))
     item_ids = [f"item-{index}" for index in range(300)]
     assert recommender.score(None, item_ids, history=["item-3", "item-40", "item-99"]) == pytest.approx((vectors @ user).tolist(), abs=1e-5)
 

@@ -126,7 +126,7 @@ def _write_prepared(tables: Tables, config: DataConfig, seed: int, stage: Staged
         **{f"num_{name}": table.num_rows for name, table in parts.items()},
         "num_quarantined": sum(row["num_rows"] for row in quarantine),
     }
-    reasons = Counter()
+    reasons: Counter[str] = Counter()
     for row in quarantine:
         reasons[f"{row['table']}.{row['column']}: {_reason_kind(row['reason'])}"] += row["num_rows"]
     has_times = parts["train"][TIMESTAMP].null_count == 0

@@ -13,7 +13,7 @@ from medley.data.item_lists import ItemLists
 from medley.data.prepare import PREPARED_KIND
 from medley.data.shards import ItemStore
 from medley.manifest import join_uri, read_manifest, read_parquet, verify_files
-from medley.schema import ITEM_INDEX, TIMESTAMP, USER_INDEX, VALUE, WEIGHT
+from medley.schema import ITEM_INDEX, SPLITS, TIMESTAMP, USER_INDEX, VALUE, WEIGHT
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,11 @@ class PreparedData:
         return ItemLists.from_pairs(users, items, self.num_users)
 
     def targets(self, split: str) -> ItemLists:
-        """Each user's relevant items in a split: target events on items not already had in train."""
+        """Each user's relevant items in a split: target events on items not already had in an earlier split, since rankings leave those out."""
         part = self.interactions(split)
         users, items = part.users[part.is_target], part.items[part.is_target]
-        keys = users.astype(np.int64) * self.num_items + items
-        seen_keys = self.train.users.astype(np.int64) * self.num_items + self.train.items
-        is_new = ~np.isin(keys, seen_keys)
+        earlier_users, earlier_items = self.item_lists(*SPLITS[: SPLITS.index(split)]).pairs(np.arange(self.num_users))
+        is_new = ~np.isin(users.astype(np.int64) * self.num_items + items, earlier_users * self.num_items + earlier_items)
         return ItemLists.from_pairs(users[is_new], items[is_new], self.num_users)
 
     def item_store(self) -> ItemStore:

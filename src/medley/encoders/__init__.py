@@ -8,7 +8,7 @@ name → tensor), `dummy()` (a prepared item of zeros) and `forward(inputs)` ove
 To add one: write the file, add it to the union below.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -42,18 +42,6 @@ class Encoder(Protocol):
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, output_dimension) float vectors of P items."""
-
-
-class EncoderSettings(Protocol):
-    """What every member of the union offers."""
-
-    column: str
-
-    def learn(self, values: Iterable[Any]) -> dict[str, bytes]:
-        """Assets from the train items' values (nulls left out)."""
-
-    def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> torch.nn.Module:
-        """The module; `pretrained=False` leaves out reading weights that a checkpoint will replace."""
 
 
 def stack_inputs(prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

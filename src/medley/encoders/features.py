@@ -36,6 +36,9 @@ class FeaturesConfig(TrainableSettings):
 class FeaturesEncoder(nn.Module):
     """Nothing to train."""
 
+    mean_D: Tensor
+    deviation_D: Tensor
+
     def __init__(self, mean: Sequence[float], deviation: Sequence[float], *, normalise: bool):
         super().__init__()
         self.output_dimension = len(mean)

@@ -4,11 +4,12 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from medley.schema import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
 
@@ -38,7 +39,7 @@ def with_folder(assets: Mapping[str, bytes], call: Callable[[str], Result]) -> R
         return call(folder)
 
 
-def build_model(assets: Mapping[str, bytes], path: str, *, pretrained: bool) -> nn.Module:
+def build_model(assets: Mapping[str, bytes], path: str, *, pretrained: bool) -> "PreTrainedModel":
     """The bare model in float32 and training mode: with the folder's safetensors weights, or only its shape for a checkpoint to fill."""
     import torch
     from transformers import AutoConfig, AutoModel

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, normalise, prepa
 from medley.encoders.settings import TrainableSettings
 from medley.encoders.transformer_files import build_model, read_assets
 from medley.schema import IMAGE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class TransformerImageConfig(TrainableSettings):
@@ -36,7 +39,7 @@ class TransformerImageConfig(TrainableSettings):
 class TransformerImageEncoder(nn.Module):
     """Mean of the patch vectors of the last hidden state."""
 
-    def __init__(self, model: nn.Module, mean: list[float], std: list[float]):
+    def __init__(self, model: "PreTrainedModel", mean: list[float], std: list[float]):
         super().__init__()
         self.model = model
         self.mean, self.std = mean, std

@@ -1,7 +1,7 @@
 """Text by any transformers encoder from a local folder, its token vectors averaged."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from medley.encoders.settings import TrainableSettings
 from medley.encoders.transformer_files import build_model, read_assets, with_folder
 from medley.schema import TEXT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TransformerTextConfig(TrainableSettings):
@@ -38,7 +41,7 @@ class TransformerTextConfig(TrainableSettings):
 class TransformerTextEncoder(nn.Module):
     """Mean over the real tokens of the last hidden state (sentence-transformers: Reimers and Gurevych 2019)."""
 
-    def __init__(self, model: nn.Module, tokenizer, max_tokens: int):  # type: ignore[no-untyped-def]
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_tokens: int):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer

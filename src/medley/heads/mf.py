@@ -26,6 +26,8 @@ class MatrixFactorisationConfig(BaseModel):
 class MatrixFactorisation(nn.Module):
     """The biases; the vectors come from the users and items before it. num_users or num_items 0: no such bias."""
 
+    global_bias: Tensor
+
     def __init__(self, num_users: int, num_items: int, mean_value: float):
         super().__init__()
         self.user_bias = nn.Embedding(num_users, 1) if num_users else None

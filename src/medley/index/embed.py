@@ -28,14 +28,16 @@ def embed_all(
 
     def embed_items() -> Iterator[tuple[Tensor, Tensor]]:
         for indices, prepared in zip(item_chunks, stream.items(item_chunks), strict=True):
-            yield forward(_item_batch(stream, indices, prepared).to(device), want="items")
+            vectors_UD, bias_U = forward(_item_batch(stream, indices, prepared).to(device), want="items")
+            yield vectors_UD, bias_U
 
     def embed_users() -> Iterator[tuple[Tensor, Tensor]]:
         for users, prepared in zip(user_chunks, _history_items(stream, user_chunks), strict=True):
-            yield forward(stream.maker.user_batch(users, prepared, stream.encoders).to(device), want="users")
+            vectors_BD, bias_B = forward(stream.maker.user_batch(users, prepared, stream.encoders).to(device), want="users")
+            yield vectors_BD, bias_B
 
-    item_vectors_ND, item_bias_N = _collect(embed_items(), data.num_items, rank, num_ranks)
-    user_vectors_VD, user_bias_V = _collect(embed_users(), data.num_users, rank, num_ranks)
+    item_vectors_ND, item_bias_N = _collect(embed_items(), data.num_items, num_ranks)
+    user_vectors_VD, user_bias_V = _collect(embed_users(), data.num_users, num_ranks)
     return Scorer(user_vectors_VD, item_vectors_ND, user_bias_V, item_bias_N, global_bias.detach().cpu().float())
 
 
@@ -79,7 +81,7 @@ def _history_items(stream: BatchStream | MemoryStream, user_chunks: list[np.ndar
     return stream.items([np.unique(np.concatenate([np.zeros(1, dtype=np.int32), *histories.at_end(users)])) for users in user_chunks])
 
 
-def _collect(chunks: Iterator[tuple[Tensor, Tensor]], count: int, rank: int, num_ranks: int) -> tuple[Tensor, Tensor]:
+def _collect(chunks: Iterator[tuple[Tensor, Tensor]], count: int, num_ranks: int) -> tuple[Tensor, Tensor]:
     """Gather every rank's chunks and put them in order: vectors (count, D) and biases (count,) on the CPU."""
     own = [(vectors.float().cpu(), biases.float().cpu()) for vectors, biases in chunks]
     gathered: list[list[tuple[Tensor, Tensor]]] = [own]

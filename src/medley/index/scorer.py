@@ -25,6 +25,20 @@ class Scorer:
         assert self.item_bias_N.shape[0] == self.item_vectors_ND.shape[0]
         assert self.user_bias_V.shape[0] == self.user_vectors_VD.shape[0]
 
+    @property
+    def item_columns_ND(self) -> Tensor:
+        """Item vectors with the item bias as one more column, (N, D + 1).
+
+        A trained user meets the column with a 1. A folded-in user gets a weight of its own for it: the ridge solution aims at 0 and 1, a scale
+        on which the bias of a softmax model would drown everything else.
+        """
+        return torch.cat([self.item_vectors_ND, self.item_bias_N[:, None]], dim=1)
+
+    @property
+    def user_columns_VD(self) -> Tensor:
+        """User vectors with the 1 that meets the bias column, (V, D + 1)."""
+        return torch.cat([self.user_vectors_VD, torch.ones(len(self.user_vectors_VD), 1)], dim=1)
+
     @classmethod
     def of_items(cls, item_scores_N: Tensor, num_users: int) -> Self:
         """The scorer that gives every user the same item scores (popularity)."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from medley.config import Run, dump_run, override_run
 from medley.data.prepared import PreparedData
-from medley.manifest import absolute_uri, exists, find_manifest, fingerprint, join_uri, open_storage, read_json, write_manifest
+from medley.manifest import absolute_uri, find_manifest, fingerprint, join_uri, read_json, remove_folder, write_manifest
 from medley.schema import InputError
 from medley.search.features import cached_vectors
 from medley.search.report import write_search
@@ -40,7 +40,7 @@ def search(run: Run, space_uri: str, *, resume: bool = False, fresh: bool = Fals
         check_model(corner.model, corner.loss, data)
     identity = search_fingerprint(run, space, data)
     if fresh:
-        _remove(run.search_uri)
+        remove_folder(run.search_uri)
     is_reused = _is_finished(run, identity)
     if not is_reused:
         _search(run, space, data, identity, resume)
@@ -88,14 +88,14 @@ def _search(run: Run, space: Space, data: PreparedData, identity: str, resume: b
     vectors = cached_vectors(_winner(run, {}, base), data) if run.model.encoders else None
     folder = join_uri(run.search_uri, "tune")
     if not resume:
-        _remove(folder)
+        remove_folder(folder)
     started = time.time()
     inputs = TrialInputs.gather(run, space, data.uri, vectors)
     records = run_trials(run, space, inputs, folder, identity, resume=resume)
     seconds = _times(records, started, time.time() - started, run.search.concurrent_trials)
     best = _best(records)
     write_search(run.search_uri, _winner(run, best.parameters, base), records, space, run.train.metric, seconds)
-    _remove(folder)
+    remove_folder(folder)
     logger.info(
         "search | best %s %.4f, trial %d of %d | %.1f s, %.0f %% of it not in trials",
         run.train.metric, best.best, best.trial, len(records), seconds["all_trials"], 100 * seconds["overhead_share"],
@@ -139,9 +139,3 @@ def _times(records: list[TrialRecord], started: float, wall_seconds: float, conc
         "inside_trials": round(inside, 2),
         "overhead_share": round(1 - inside / (num_places * wall_seconds), 3),
     }
-
-
-def _remove(uri: str) -> None:
-    if exists(uri):
-        filesystem, path = open_storage(uri)
-        filesystem.delete_dir(path)

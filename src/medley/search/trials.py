@@ -100,7 +100,7 @@ def assemble_trial(run: Run, inputs: TrialInputs) -> Training:
     )
     return Training(
         engine=TorchEngine(model, run.train.optimizer, {}, run.train.num_micro_batches),
-        stream=MemoryStream(maker, dict(model.encoders.items()), vectors),
+        stream=MemoryStream(maker, model.named_encoders, vectors),
         plan=plan,
         loss=run.loss,
         config=run.train,

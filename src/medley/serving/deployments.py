@@ -39,27 +39,27 @@ class ServeArgs(BaseModel):
 
     bundle: str
     """folder or URI of a bundle; a relative path is resolved where the application is built (use absolute ones with `serve deploy`)"""
-    min_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(default=1, ge=1)
     """replicas that always run; not 0, because the first request would wait for the bundle to load"""
-    max_replicas: int = Field(2, ge=1)
+    max_replicas: int = Field(default=2, ge=1)
     """replicas under the highest load"""
-    target_ongoing_requests: float = Field(16, gt=0)
+    target_ongoing_requests: float = Field(default=16, gt=0)
     """requests in work or waiting per replica that autoscaling aims at; half a batch leaves room for bursts"""
-    upscale_delay_seconds: float = Field(5, gt=0)
+    upscale_delay_seconds: float = Field(default=5, gt=0)
     """seconds that load must stand above the target before replicas are added; also the window over which load is averaged"""
-    downscale_delay_seconds: float = Field(120, ge=0)
+    downscale_delay_seconds: float = Field(default=120, ge=0)
     """seconds that load must stand below the target before replicas are removed"""
-    max_queued_requests: int = Field(256, ge=1)
+    max_queued_requests: int = Field(default=256, ge=1)
     """requests that may wait at each caller of a deployment; further ones get a 503 with Retry-After"""
-    max_batch_size: int = Field(32, ge=1)
+    max_batch_size: int = Field(default=32, ge=1)
     """recommend requests answered in one product"""
-    batch_wait_seconds: float = Field(0.002, ge=0)
+    batch_wait_seconds: float = Field(default=0.002, ge=0)
     """seconds that a request waits for others to share its batch; it is added to the latency of a lonely request"""
-    num_threads: int = Field(1, ge=1)
+    num_threads: int = Field(default=1, ge=1)
     """torch threads of a recommender replica, and the CPUs that Ray reserves for it"""
-    unseen_weight: float = Field(0.1, ge=0)
+    unseen_weight: float = Field(default=0.1, ge=0)
     """fold-in: weight of the items that are not in the history"""
-    regularization: float = Field(1.0, gt=0)
+    regularization: float = Field(default=1.0, gt=0)
     """fold-in: ridge term"""
 
     @field_validator("bundle")

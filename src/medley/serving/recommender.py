@@ -110,14 +110,14 @@ class Recommender:
         assert bundle.users.num_rows == len(scorer.user_vectors_VD)
         self.unseen_weight, self.regularization = unseen_weight, regularization
         self.model_version = bundle.version
-        # The bias is one more column, met by a 1 in personal user vectors and by a 0 in folded-in ones: one product ranks both.
-        self._item_vectors_ND = torch.cat([scorer.item_vectors_ND, scorer.item_bias_N[:, None]], dim=1)
-        self._user_vectors_VD = scorer.user_vectors_VD
+        self._item_vectors_ND = scorer.item_columns_ND
+        self._user_vectors_VD = scorer.user_columns_VD
+        self._is_trained_V = scorer.user_vectors_VD.any(dim=1)
         self._user_offset_V = scorer.user_bias_V + scorer.global_bias
         self._no_bias_N = torch.zeros(len(scorer.item_vectors_ND))
         self._item_norm_N = scorer.item_vectors_ND.norm(dim=1)
         self._max_norm = float(self._item_vectors_ND.norm(dim=1).max()) if bundle.items.num_rows else 0.0
-        self._gram_DD = (scorer.item_vectors_ND.T @ scorer.item_vectors_ND).double()
+        self._gram_DD = (self._item_vectors_ND.T @ self._item_vectors_ND).double()
         self._item_ids: list[str] = bundle.items[ITEM_ID].to_pylist()
         self._titles: list[str | None] = bundle.items[TITLE].to_pylist()
         self._item_index = {item_id: index for index, item_id in enumerate(self._item_ids)}
@@ -152,9 +152,10 @@ class Recommender:
     ) -> Recommendations:
         """The k best items (1 to 1000) for a user.
 
-        A user of the bundle gets `personal` recommendations; a history then only says what else they have had. Anybody else gets
-        `fold_in` from the known items of `history`, or `popular` items without such. Items already had (in training, or in `history`) are
-        left out unless include_seen. Items of `exclude` never come back. candidates: rank only these (None: the whole catalogue).
+        A user the model was trained on gets `personal` recommendations; a history then only says what else they have had. Anybody else
+        gets `fold_in` from the known items of `history` (and what the bundle knows of them), or `popular` items without such. Items
+        already had (in the bundle, or in `history`) are left out unless include_seen. Items of `exclude` never come back.
+        candidates: rank only these (None: the whole catalogue).
         """
         return self.recommend_many([Query(user_id, k, history, exclude, candidates, include_seen)])[0]
 
@@ -213,15 +214,16 @@ class Recommender:
     def _user(self, user_id: str | None, history: np.ndarray) -> tuple[Source, Tensor | None, float]:
         """Where the knowledge of this user comes from, their float32 vector (bias column included) and what adds to every score."""
         index = self._user_index.get(user_id) if user_id is not None else None
-        if index is not None:
-            return "personal", torch.cat([self._user_vectors_VD[index], torch.ones(1)]), float(self._user_offset_V[index])
-        liked_LD = self._item_vectors_ND[torch.from_numpy(history), :-1].double()
+        if index is not None and self._is_trained_V[index]:
+            return "personal", self._user_vectors_VD[index], float(self._user_offset_V[index])
+        if index is not None:  # came after training: what they had by the time of the bundle is their history
+            history = np.union1d(history, self._seen.of(index)).astype(np.int64)
+        liked_LD = self._item_vectors_ND[torch.from_numpy(history)].double()
         # Items without a direction (the vectors of a popularity model) say nothing about a taste.
-        if not liked_LD.any():
+        if not liked_LD[:, :-1].any():
             return "popular", None, 0.0
         user_vector_D = fold_in(range(len(liked_LD)), liked_LD, self._gram_DD, self.unseen_weight, self.regularization)
-        # The ridge solution aims at 1 for liked items: the model's biases are on another scale and stay out.
-        return "fold_in", torch.cat([user_vector_D.float(), torch.zeros(1)]), 0.0
+        return "fold_in", user_vector_D.float(), 0.0
 
     def _search(self, plans: Sequence[_Plan]) -> list[np.ndarray]:
         """For each plan the indices of a few more items than k, its k best in exact arithmetic surely among them."""

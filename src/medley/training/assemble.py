@@ -98,4 +98,4 @@ def assemble_stream(model: RecommenderModel, config: ModelConfig, loss: LossConf
         whole_catalogue=loss.kind == "full_softmax",
     )
     columns = {name: encoder.column for name, encoder in config.encoders.items()}
-    return BatchStream(maker, dict(model.encoders.items()), columns, stream)
+    return BatchStream(maker, model.named_encoders, columns, stream)

@@ -23,7 +23,7 @@ Results = dict[str, dict[str, dict[str, Any]]]
 """scorer → group (all, warm, cold) → metric → value"""
 
 
-def evaluate_run(run_uri: str, run_kind: str, data: PreparedData, tables_uri: str, config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_run(run_uri: str, run_kind: str, data: PreparedData, tables_uri: str, config: EvaluateConfig) -> dict[str, Results]:
     """Rank every split for the run and its baselines, write `report/metrics.json` beside the run; needs a Ray session.
 
     Returns split → scorer → group → metric. A run of another prepared set is an InputError.
@@ -40,7 +40,7 @@ def evaluate_run(run_uri: str, run_kind: str, data: PreparedData, tables_uri: st
     oracle = oracle_scorer(tables_uri, data)
     if oracle is not None:
         scorers["oracle"] = oracle
-    results = {split: measure(scorers, data, split, config) for split in config.splits}
+    results: dict[str, Results] = {split: measure(scorers, data, split, config) for split in config.splits}
     write_json(join_uri(run_uri, "report", "metrics.json"), results)
     for split, by_scorer in results.items():
         logger.info("%s\n%s", split, format_table(by_scorer, f"ndcg@{config.ks[len(config.ks) // 2]}"))
@@ -67,9 +67,7 @@ def measure(scorers: Mapping[str, Scorer], data: PreparedData, split: str, confi
     return results
 
 
-def _rank_groups(
-    scorer: Scorer, questions: Questions, block: int, masks: Mapping[str, torch.Tensor], config: EvaluateConfig
-) -> dict[str, dict[str, np.ndarray]]:
+def _rank_groups(scorer: Scorer, questions: Questions, block: int, masks: dict[str, torch.Tensor], config: EvaluateConfig) -> dict[str, dict[str, np.ndarray]]:
     return {group: rank_block(scorer, questions, block, mask_N, config.ks, config) for group, mask_N in masks.items()}
 
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from medley.metrics import METRICS
+
 
 class EngineConfig(BaseModel):
     """How DeepSpeed holds the model. Any of these may change between a stop and its resume."""
@@ -52,8 +54,8 @@ class GradientTrainConfig(BaseModel):
     num_micro_batches: int = Field(default=2, ge=1)
     """micro-batches of one step; the number of workers must divide it"""
     optimizer: OptimizerConfig = OptimizerConfig()
-    metric: str = "ndcg@10"
-    """validation metric that chooses the best epoch"""
+    metric: str = Field(default="ndcg@10", pattern=rf"^({'|'.join(METRICS)})@[1-9]\d*$")
+    """validation metric that chooses the best epoch, NAME@K: ndcg, recall, precision, f1, hit_rate or mrr among the K best"""
     patience: int = Field(default=0, ge=0)
     """epochs without a better metric after which training stops; 0: never"""
     start_from: str | None = None

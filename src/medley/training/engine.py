@@ -6,13 +6,15 @@ search. Both export and restore weights and optimiser state by parameter name, w
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from medley.model import RecommenderModel
 from medley.training.config import EngineConfig, OptimizerConfig
 
 OPTIMIZER_STATES = ("exp_avg", "exp_avg_sq")
@@ -30,7 +32,7 @@ class ModelState:
 class Engine(Protocol):
     """What the loop asks of an engine."""
 
-    model: nn.Module
+    model: RecommenderModel
     device: torch.device
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -45,7 +47,7 @@ class Engine(Protocol):
     def export(self) -> ModelState:
         """Whole state on the CPU; every rank must call it."""
 
-    def restore(self, state: ModelState, prime: Any) -> None:
+    def restore(self, state: ModelState, prime: Callable[[], Tensor]) -> None:
         """Continue from an exported state; weights must already be in the model. prime() runs one forward pass and returns a scalar."""
 
 
@@ -86,7 +88,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, encoder_rates: Ma
 class TorchEngine:
     """One process, float32, no sharding."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, encoder_rates: Mapping[str, float | None], num_micro_batches: int):
+    def __init__(self, model: RecommenderModel, config: OptimizerConfig, encoder_rates: Mapping[str, float | None], num_micro_batches: int):
         self.model = model
         self.device = torch.device("cpu")
         self.optimizer = build_optimizer(model, config, encoder_rates)
@@ -118,14 +120,15 @@ class TorchEngine:
         """Whole state."""
         return _export_plain(self.model, self.optimizer)
 
-    def restore(self, state: ModelState, prime: Any) -> None:
+    def restore(self, state: ModelState, prime: Callable[[], Tensor]) -> None:
         """Optimiser states by name."""
         _restore_plain(self.model, self.optimizer, state)
 
 
 def _export_plain(model: nn.Module, optimizer: torch.optim.Optimizer) -> ModelState:
     weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    states, num_steps = {}, 0
+    states: dict[str, Tensor] = {}
+    num_steps = 0
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
         num_steps = max(num_steps, int(state.get("step", 0)))
@@ -145,7 +148,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RecommenderModel,
         optimizer_config: OptimizerConfig,
         encoder_rates: Mapping[str, float | None],
         config: EngineConfig,
@@ -162,7 +165,7 @@ class DeepSpeedEngine:
         client_optimizer = build_optimizer(model, optimizer_config, encoder_rates)
         settings = deepspeed_settings(config, optimizer_config.gradient_clipping, micro_batch_size, micro_batches_per_rank)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=client_optimizer, config=settings, dist_init_required=False)
-        self.model = self.engine.module
+        self.model: RecommenderModel = self.engine.module
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Call the model through the engine, which gathers what ZeRO-3 has sharded."""
@@ -205,7 +208,7 @@ class DeepSpeedEngine:
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _gathered(self, parameter: nn.Parameter) -> Any:
+    def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[object]:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3)
@@ -216,7 +219,7 @@ class DeepSpeedEngine:
     def _num_steps(self) -> int:
         return max((int(state["step"]) for state in self._torch_optimizer().state.values() if "step" in state), default=0)
 
-    def restore(self, state: ModelState, prime: Any) -> None:
+    def restore(self, state: ModelState, prime: Callable[[], Tensor]) -> None:
         """Optimiser states by name, at whatever stage and world size they were exported.
 
         The sharded states come into being with the first update, so one is made with rate 0 and a gradient of 0; it moves no weight.
@@ -243,7 +246,7 @@ class DeepSpeedEngine:
             safe_set_full_optimizer_state(parameter, value.to(self.device), key)
             return
         # safe_set_full_optimizer_state of 0.19.8 fails where the world size does not divide the parameter: set this rank's slice, padded.
-        size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
+        size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()  # type: ignore[attr-defined]  # DeepSpeed's own attribute
         flat = value.flatten()[rank * size : (rank + 1) * size]
         safe_set_local_optimizer_state(parameter, nn.functional.pad(flat, (0, size - len(flat))).to(self.device), key)
 

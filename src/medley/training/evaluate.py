@@ -7,11 +7,11 @@ Metrics are means over the users that have a relevant item in the group.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
 
 from medley.data.item_lists import ItemLists
@@ -30,9 +30,9 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ks: tuple[int, ...] = (5, 10, 20)
+    ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     """cuts of the ranked list"""
-    splits: tuple[str, ...] = ("valid", "test")
+    splits: tuple[Literal["valid", "test"], ...] = ("valid", "test")
     """splits that jobs.evaluate measures"""
     given_share: float = Field(default=0.0, ge=0, lt=1)
     """share of the relevant items of users without train interactions that is given to the model as their history (the first ones by time);
@@ -61,10 +61,11 @@ class Questions:
 def rank_block(scorer: Scorer, questions: Questions, block: int, candidate_mask_N: Tensor, ks: Sequence[int], config: EvaluateConfig) -> dict[str, np.ndarray]:
     """Metric name → one value per user of a block (NaN for users with no relevant item among the candidates)."""
     users = questions.users[block * USERS_PER_BLOCK : (block + 1) * USERS_PER_BLOCK]
-    user_vectors_BD = _user_vectors(scorer, questions, users, config)
-    _, ranked_BK = top_k(
-        user_vectors_BD, scorer.item_vectors_ND, scorer.item_bias_N, max(ks), excluded=questions.excluded.pairs(users), candidate_mask_N=candidate_mask_N
-    )
+    item_columns_ND = scorer.item_columns_ND
+    user_columns_BD = _user_columns(scorer, item_columns_ND, questions, users, config)
+    no_bias_N = torch.zeros(len(item_columns_ND))
+    excluded = questions.excluded.pairs(users)
+    _, ranked_BK = top_k(user_columns_BD, item_columns_ND, no_bias_N, max(ks), excluded=excluded, candidate_mask_N=candidate_mask_N)
     rows, items = questions.targets.pairs(users)
     is_candidate = candidate_mask_N.numpy()[items]
     relevant_BN = torch.zeros(len(users), len(candidate_mask_N), dtype=torch.bool)
@@ -73,16 +74,16 @@ def rank_block(scorer: Scorer, questions: Questions, block: int, candidate_mask_
     return {name: values.numpy() for name, values in ranking_metrics(ranked_relevant_BK, relevant_BN.sum(dim=1), ks).items()}
 
 
-def _user_vectors(scorer: Scorer, questions: Questions, users: np.ndarray, config: EvaluateConfig) -> Tensor:
-    """Trained vectors; for users with given items and no training, their fold-in."""
-    vectors_BD = scorer.user_vectors_VD[torch.from_numpy(users.astype(np.int64))].clone()
+def _user_columns(scorer: Scorer, item_columns_ND: Tensor, questions: Questions, users: np.ndarray, config: EvaluateConfig) -> Tensor:
+    """Trained users' vectors; for users with given items, their fold-in, as serving does it for users outside training."""
+    columns_BD = scorer.user_columns_VD[torch.from_numpy(users.astype(np.int64))]
     lengths = questions.given.lengths[users]
-    if lengths.any():
-        gram_DD = scorer.item_vectors_ND.T @ scorer.item_vectors_ND
+    if lengths.any() and scorer.item_vectors_ND.any():
+        gram_DD = item_columns_ND.T @ item_columns_ND
         for row in np.flatnonzero(lengths):
             history = questions.given.of(users[row]).tolist()
-            vectors_BD[row] = fold_in(history, scorer.item_vectors_ND, gram_DD, config.fold_in_unseen_weight, config.fold_in_regularization)
-    return vectors_BD
+            columns_BD[row] = fold_in(history, item_columns_ND, gram_DD, config.fold_in_unseen_weight, config.fold_in_regularization)
+    return columns_BD
 
 
 def summarise(blocks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float | None]:

@@ -26,10 +26,10 @@ from medley.manifest import (
     fingerprint,
     join_uri,
     list_folder,
-    open_storage,
     read_bytes,
     read_json,
     read_manifest,
+    remove_folder,
     verify_files,
     write_bytes,
     write_json,
@@ -102,9 +102,8 @@ def fit(run: Run, *, fresh: bool = False) -> dict[str, Any]:
     check_model(run.model, run.loss, data)
     _check_workers(run)
     identity = run_fingerprint(run, data)
-    if fresh and exists(run.run_uri):
-        filesystem, path = open_storage(run.run_uri)
-        filesystem.delete_dir(path)
+    if fresh:
+        remove_folder(run.run_uri)
     manifest = _claim(run, identity)
     is_reused = manifest is not None
     if manifest is None:
@@ -183,17 +182,25 @@ def _train_on_ray(run: Run, data: PreparedData, identity: str) -> Progress:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Without Ray's cleaner of placement groups, which is for trainers inside trials: it asks the dashboard every second, and a local
+        Ray has none. Ours are removed with the job."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
     attempt = f"{run.name}-{uuid.uuid4().hex[:8]}"
     settings = {"run": dump_run(run), "prepared": data.uri, "identity": identity, "attempt": attempt}
-    trainer = TorchTrainer(
-        train_worker,
+    trainer = Trainer(
+        train_worker,  # type: ignore[arg-type]  # ray shows type checkers its v1 classes, which v2 replaces at import
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if run.train.use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=run.train.workers, use_gpu=run.train.use_gpu, resources_per_worker=_resources(run)),
         run_config=RunConfig(
             name=attempt,
             storage_path=join_uri(run.storage, "ray"),
-            failure_config=FailureConfig(max_failures=run.train.max_failures, controller_failure_limit=2),
+            failure_config=FailureConfig(max_failures=run.train.max_failures, controller_failure_limit=2),  # type: ignore[call-arg]
         ),
     )
     try:
@@ -203,7 +210,9 @@ def _train_on_ray(run: Run, data: PreparedData, identity: str) -> Progress:
         if mistake is not None:
             raise mistake from None
         raise
-    return Progress(**result.return_value)
+    finally:
+        remove_folder(join_uri(run.storage, "ray", attempt))
+    return Progress(**result.return_value)  # type: ignore[attr-defined]
 
 
 def _resources(run: Run) -> dict[str, float]:
@@ -213,7 +222,7 @@ def _resources(run: Run) -> dict[str, float]:
 def _find_input_error(error: BaseException | None) -> InputError | None:
     """The user's mistake inside what Ray Train raises, if that is the cause."""
     if error is None or isinstance(error, InputError):
-        return error  # type: ignore[return-value]
+        return error
     for inner in [*getattr(error, "worker_failures", {}).values(), error.__cause__]:
         found = _find_input_error(inner)
         if found is not None:

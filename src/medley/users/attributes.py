@@ -32,9 +32,10 @@ class AttributesUser(nn.Module):
     def __init__(self, num_categories: Mapping[str, int], dimension: int, initial_deviation: float):
         super().__init__()
         self.names = sorted(num_categories)
-        self.embeddings = nn.ModuleList([nn.Embedding(num_categories[name], dimension) for name in self.names])
-        for embedding in self.embeddings:
+        embeddings = [nn.Embedding(num_categories[name], dimension) for name in self.names]
+        for embedding in embeddings:
             nn.init.normal_(embedding.weight, std=initial_deviation)
+        self.embeddings = nn.ModuleList(embeddings)
 
     def forward(self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_mask_BL: Tensor) -> Tensor:
         """(B, D)."""

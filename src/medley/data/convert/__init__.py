@@ -4,20 +4,24 @@ A converter has a configuration and `write_tables(config, stage)`, which returns
 """
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from medley.data.convert import catalogue, synthetic
 from medley.data.convert.catalogue import CatalogueConfig
 from medley.data.convert.synthetic import SyntheticConfig
 from medley.data.tables import TABLES_KIND
-from medley.manifest import find_manifest, fingerprint, staged_folder
+from medley.manifest import StagedFolder, find_manifest, fingerprint, staged_folder
 from medley.schema import InputError
 
 ConvertConfig = Annotated[CatalogueConfig | SyntheticConfig, Field(discriminator="kind")]
 
-CONVERTERS = {"catalogue": (CatalogueConfig, catalogue.write_tables), "synthetic": (SyntheticConfig, synthetic.write_tables)}
+CONVERTERS: Mapping[str, tuple[type[BaseModel], Callable[[Any, StagedFolder], dict[str, int]]]] = {
+    "catalogue": (CatalogueConfig, catalogue.write_tables),
+    "synthetic": (SyntheticConfig, synthetic.write_tables),
+}
 
 
 def convert(config: CatalogueConfig | SyntheticConfig, out_uri: str) -> dict[str, Any]:
@@ -33,6 +37,6 @@ def convert(config: CatalogueConfig | SyntheticConfig, out_uri: str) -> dict[str
     if manifest is None:
         _, write_tables = CONVERTERS[config.kind]
         with staged_folder(out_uri) as stage:
-            counts = write_tables(config, stage)  # type: ignore[operator]
+            counts = write_tables(config, stage)
             manifest = stage.commit(TABLES_KIND, identity, parents={}, counts=counts, config=config.model_dump(mode="json"))
     return {"tables": out_uri, "fingerprint": identity, "reused": is_reused, "seconds": round(time.monotonic() - started, 1), **manifest["counts"]}

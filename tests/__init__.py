@@ -1,0 +1,1 @@
+"""Tests mirror src/medley; benchmarks are in bench/."""

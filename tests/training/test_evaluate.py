@@ -1,0 +1,165 @@
+"""Evaluation by hand: three users, five items, item 2 cold (the set is described at `hand_prepared`)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from medley.data.prepared import PreparedData
+from medley.index.scorer import Scorer
+from medley.training.evaluate import EvaluateConfig, format_table, group_masks, make_questions, rank_block, rating_errors, summarise
+
+CONFIG = EvaluateConfig(ks=(1, 2))
+SECOND = 1 / math.log2(3)
+"""the discount of the second place"""
+
+
+@pytest.fixture(scope="module")
+def data(hand_prepared: str) -> PreparedData:
+    return PreparedData.open(hand_prepared)
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    """Every user ranks the items 4 3 2 1 0."""
+    return Scorer.of_items(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), num_users=3)
+
+
+def test_a_user_should_find_what_is_new_in_the_split(data: PreparedData) -> None:
+    questions = make_questions(data, "valid", CONFIG)
+    # (1, 0) is in valid too, but user 1 had item 0 in train.
+    assert [questions.targets.of(user).tolist() for user in range(3)] == [[2], [1], []]
+    assert [questions.excluded.of(user).tolist() for user in range(3)] == [[1, 3, 4], [0, 4], [3]]
+    assert questions.users.tolist() == [0, 1]
+    assert questions.num_blocks == 1
+    assert questions.given.lengths.tolist() == [0, 0, 0]
+
+
+def test_what_valid_held_is_left_out_of_the_test_ranking(data: PreparedData) -> None:
+    questions = make_questions(data, "test", CONFIG)
+    assert [sorted(questions.excluded.of(user).tolist()) for user in range(3)] == [[1, 2, 3, 4], [0, 1, 4], [3]]
+    assert questions.users.tolist() == [2]
+
+
+def test_items_had_in_train_are_not_ranked_and_the_rest_keeps_its_order(data: PreparedData, scorer: Scorer) -> None:
+    questions = make_questions(data, "valid", CONFIG)
+    values = rank_block(scorer, questions, 0, group_masks(data.train_count_N)["all"], CONFIG.ks, CONFIG)
+    # User 0 may get 2, 0: the target stands first. User 1 may get 3, 2, 1: the target stands third.
+    assert values["ndcg@1"].tolist() == [1.0, 0.0]
+    assert values["ndcg@2"].tolist() == [1.0, 0.0]
+    assert values["recall@2"].tolist() == [1.0, 0.0]
+    values = rank_block(scorer, questions, 0, group_masks(data.train_count_N)["all"], (3,), CONFIG)
+    assert values["ndcg@3"].tolist() == [1.0, 0.5]
+    assert values["mrr@3"].tolist() == [1.0, pytest.approx(1 / 3)]
+
+
+def test_a_second_place_is_worth_its_discount(data: PreparedData) -> None:
+    questions = make_questions(data, "valid", CONFIG)
+    scorer = Scorer.of_items(torch.tensor([9.0, 3.0, 8.0, 4.0, 5.0]), num_users=3)
+    values = rank_block(scorer, questions, 0, group_masks(data.train_count_N)["all"], CONFIG.ks, CONFIG)
+    assert values["ndcg@2"].tolist() == [pytest.approx(SECOND), 0.0]
+
+
+def test_warm_and_cold_items_are_ranked_apart(data: PreparedData, scorer: Scorer) -> None:
+    questions, masks = make_questions(data, "valid", CONFIG), group_masks(data.train_count_N)
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        "all": [True] * 5,
+        "warm": [True, True, False, True, True],
+        "cold": [False, False, True, False, False],
+    }
+    warm = rank_block(scorer, questions, 0, masks["warm"], CONFIG.ks, CONFIG)
+    cold = rank_block(scorer, questions, 0, masks["cold"], CONFIG.ks, CONFIG)
+    # User 1's warm candidates are 3 and 1. User 0 has no warm target, user 1 no cold one: they do not count there.
+    assert np.isnan(warm["ndcg@2"]).tolist() == [True, False]
+    assert warm["ndcg@2"][1] == pytest.approx(SECOND)
+    assert cold["ndcg@2"][0] == 1.0
+    assert np.isnan(cold["ndcg@2"][1])
+
+
+def test_means_are_over_the_users_that_have_something_to_find() -> None:
+    blocks = [{"ndcg@1": np.array([1.0, np.nan])}, {"ndcg@1": np.array([0.5])}]
+    assert summarise(blocks) == {"ndcg@1": 0.75}
+    assert summarise([{"ndcg@1": np.array([np.nan])}]) == {"ndcg@1": None}
+    assert summarise([]) == {}
+
+
+def prepared_of(tmp_path_factory: pytest.TempPathFactory, train: list[tuple[int, int]], valid: list[tuple[int, int]], test: list[tuple[int, int]]) -> PreparedData:
+    """A set of 2 users and 6 items with these (user, item) rows, oldest first."""
+    import pyarrow as pa
+
+    from medley.data.prepare import PREPARED_KIND
+    from medley.manifest import staged_folder, write_parquet
+    from medley.schema import PREPARED_INTERACTIONS_SCHEMA
+
+    uri = str(tmp_path_factory.mktemp("set") / "prepared")
+    counts = np.bincount([item for _, item in train], minlength=6)
+    with staged_folder(uri) as stage:
+        for name, pairs in {"train": train, "valid": valid, "test": test}.items():
+            rows = [
+                {"user_index": user, "item_index": item, "timestamp": place, "value": 1.0, "weight": 1.0, "is_target": True}
+                for place, (user, item) in enumerate(pairs)
+            ]
+            write_parquet(stage.path(f"{name}.parquet"), pa.Table.from_pylist(rows, PREPARED_INTERACTIONS_SCHEMA))
+        write_parquet(stage.path("item_facts.parquet"), pa.table({"item_id": list("abcdef"), "train_count": pa.array(counts, pa.int64())}))
+        stage.commit(PREPARED_KIND, "feedc0ffee123456", parents={}, counts={"num_items": 6, "num_users": 2, "columns": []}, config={})
+    return PreparedData.open(uri)
+
+
+@pytest.fixture(scope="module")
+def new_user_data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    """User 1 has no train rows; their four valid items by time are 5, 2, 4, 0 (5 comes twice)."""
+    return prepared_of(tmp_path_factory, [(0, 0), (0, 1)], [(1, 5), (0, 2), (1, 5), (1, 2), (1, 4), (1, 0)], [(0, 3)])
+
+
+@pytest.mark.parametrize(("share", "given"), [(0.01, [5]), (0.5, [2, 5]), (0.99, [2, 4, 5])])
+def test_a_new_user_gives_the_earliest_share_of_the_items_as_history(new_user_data: PreparedData, share: float, given: list[int]) -> None:
+    questions = make_questions(new_user_data, "valid", EvaluateConfig(given_share=share))
+    assert sorted(questions.given.of(1).tolist()) == given
+    assert sorted(questions.targets.of(1).tolist()) == sorted({0, 2, 4, 5} - set(given))
+    assert sorted(questions.excluded.of(1).tolist()) == given
+    # The other user has train items: nothing of theirs is given away.
+    assert questions.targets.of(0).tolist() == [2]
+    assert questions.given.of(0).tolist() == []
+
+
+def test_a_given_history_decides_the_ranking_of_a_new_user(new_user_data: PreparedData) -> None:
+    # Items 5 and 2 point along one axis with 4; the others along another.
+    item_vectors_ND = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    scorer = Scorer(torch.zeros(2, 2), item_vectors_ND, torch.zeros(2), torch.tensor([0.0, 0.1, 0.0, 0.0, 0.0, 0.0]), torch.zeros(()))
+    found = {}
+    for share in (0.0, 0.5):
+        config = EvaluateConfig(given_share=share)
+        questions = make_questions(new_user_data, "valid", config)
+        found[share] = rank_block(scorer, questions, 0, torch.ones(6, dtype=torch.bool), (1,), config)["ndcg@1"][1]
+    # Without a history only the bias speaks: item 1, which nobody looks for. With 5 and 2 given, item 4 scores about 2 / (2 + 0.1 × 3 + 1) = 0.6.
+    assert found == {0.0: 0.0, 0.5: 1.0}
+
+
+def test_an_item_that_valid_already_held_is_no_target_of_test(tmp_path_factory: pytest.TempPathFactory) -> None:
+    data = prepared_of(tmp_path_factory, [(0, 0), (1, 1)], [(0, 2)], [(0, 2), (0, 3)])
+    questions = make_questions(data, "test", CONFIG)
+    # Item 2 is left out of the ranking, so nobody could find it.
+    assert questions.excluded.of(0).tolist() == [0, 2]
+    assert questions.targets.of(0).tolist() == [3]
+
+
+def test_rating_errors_by_hand() -> None:
+    scorer = Scorer(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]), torch.tensor([0.5, 0.0]), torch.tensor([0.0, -1.0]), torch.tensor(1.0))
+    # Predictions: (0, 0) 1 + 0.5 + 0 + 1 = 2.5; (1, 1) 6 + 0 - 1 + 1 = 6; the row without a value does not count.
+    users, items = np.array([0, 1, 1], dtype=np.int32), np.array([0, 1, 0], dtype=np.int32)
+    errors = rating_errors(scorer, users, items, np.array([1.5, 9.0, np.nan], dtype=np.float32))
+    assert errors == {"rmse": pytest.approx(math.sqrt(5)), "mae": pytest.approx(2.0)}
+    assert rating_errors(scorer, users[2:], items[2:], np.array([np.nan], dtype=np.float32)) == {}
+
+
+def test_the_table_has_a_dash_where_there_is_no_figure() -> None:
+    table = format_table({"model": {"all": {"ndcg@10": 0.25}, "cold": {"ndcg@10": None}}}, "ndcg@10")
+    assert table.splitlines() == ["ndcg@10             all     warm     cold", "model            0.2500        -        -"]
+
+
+@pytest.mark.parametrize("values", [{"splits": ["tests"]}, {"splits": ["train"]}, {"ks": []}, {"ks": [0]}])
+def test_cuts_and_splits_that_do_not_exist_are_refused_at_the_door(values: dict[str, list[object]]) -> None:
+    with pytest.raises(ValidationError):
+        EvaluateConfig.model_validate(values)
