@@ -94,7 +94,9 @@ def test_leftovers_of_crashed_writes_are_no_checkpoints(tmp_path: Path) -> None:
     ],
     ids=["flipped byte", "truncated", "truncated state", "missing file", "no manifest", "truncated manifest"],
 )
-def test_a_damaged_newest_checkpoint_is_skipped_and_the_log_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], reason: str) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], reason: str
+) -> None:
     write(tmp_path, 2)
     write(tmp_path, 4)
     damage(tmp_path / "step-00000004")

@@ -85,7 +85,9 @@ def test_means_are_over_the_users_that_have_something_to_find() -> None:
     assert summarise([]) == {}
 
 
-def prepared_of(tmp_path_factory: pytest.TempPathFactory, train: list[tuple[int, int]], valid: list[tuple[int, int]], test: list[tuple[int, int]]) -> PreparedData:
+def prepared_of(
+    tmp_path_factory: pytest.TempPathFactory, train: list[tuple[int, int]], valid: list[tuple[int, int]], test: list[tuple[int, int]]
+) -> PreparedData:
     """A set of 2 users and 6 items with these (user, item) rows, oldest first."""
     import pyarrow as pa
 

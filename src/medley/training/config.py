@@ -1,8 +1,8 @@
 """Settings of training."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medley.metrics import METRICS
 
@@ -15,9 +15,16 @@ class EngineConfig(BaseModel):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """what is sharded over the workers: 0 nothing, 1 optimiser state, 2 and gradients, 3 and parameters"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 keeps fp32 master weights"""
+    """bf16 keeps fp32 master weights; needs zero_stage 1 to 3"""
     bucket_elements: int = Field(default=5_000_000, ge=1000)
     """elements reduced or gathered at a time; larger ones (5e8) suit GPUs with fast links and cost 4 bytes each"""
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> Self:
+        # DeepSpeed 0.19.8 gives stage 0 in bf16 an optimiser whose states cannot be read by name: no checkpoint could be written.
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("zero_stage 1, 2 or 3 with precision bf16")
+        return self
 
 
 class OptimizerConfig(BaseModel):

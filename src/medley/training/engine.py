@@ -232,6 +232,9 @@ class DeepSpeedEngine:
             self.step(learning_rate_factor=0.0)
         self._link_states()
         for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                # In bf16 DeepSpeed copies its float32 master weights from the weights it has already rounded.
+                self._set_state(parameter, None, state.weights[name])
             for key in OPTIMIZER_STATES:
                 if f"{name}/{key}" in state.optimizer:
                     self._set_state(parameter, key, state.optimizer[f"{name}/{key}"])
@@ -239,16 +242,25 @@ class DeepSpeedEngine:
             if "step" in entry:
                 entry["step"] = torch.full_like(entry["step"], float(state.num_steps))
 
-    def _set_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+    def _set_state(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+        """Fill one optimiser state of a parameter, or its float32 master weight (key None)."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state, safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         if self.zero_stage < 3:
-            safe_set_full_optimizer_state(parameter, value.to(self.device), key)
+            value = value.to(self.device)
+            if key is None:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
             return
-        # safe_set_full_optimizer_state of 0.19.8 fails where the world size does not divide the parameter: set this rank's slice, padded.
+        # The safe_set_full functions of 0.19.8 fail where the world size does not divide the parameter: set this rank's slice, padded.
         size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()  # type: ignore[attr-defined]  # DeepSpeed's own attribute
         flat = value.flatten()[rank * size : (rank + 1) * size]
-        safe_set_local_optimizer_state(parameter, nn.functional.pad(flat, (0, size - len(flat))).to(self.device), key)
+        own = nn.functional.pad(flat, (0, size - len(flat))).to(self.device)
+        if key is None:
+            safe_set_local_fp32_param(parameter, own)
+        else:
+            safe_set_local_optimizer_state(parameter, own, key)
 
 
 def _is_wrapped(optimizer: Any) -> bool:

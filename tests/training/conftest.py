@@ -1,0 +1,53 @@
+"""One finished run of the tiny data, shared by the tests that only look at it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from medley.config import Run, make_run
+
+TinyRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_prepared: str, tiny_tables: str, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Makes Runs of one storage: `tiny_run(name, key=value of train, …)`; 576 train rows in 4 micro-batches of 8 are 18 steps an epoch."""
+    storage = str(tmp_path_factory.mktemp("storage"))
+
+    def make(name: str, **train: Any) -> Run:
+        values = {
+            "storage": storage,
+            "name": name,
+            "inputs": {"prepared": tiny_prepared, "tables": tiny_tables},
+            "model": {
+                "dimension": 8,
+                "encoders": {
+                    "text": {"kind": "subword", "vocabulary_size": 100, "dimension": 6},
+                    "image": {"kind": "resnet", "side_pixels": 16, "width": 8, "learning_rate": 1e-3},
+                },
+                "item_id": {"dropout": 0.5},
+            },
+            "loss": {"kind": "in_batch_softmax", "temperature": 1.0},
+            "train": {
+                "epochs": 3,
+                "micro_batch_size": 8,
+                "num_micro_batches": 4,
+                "workers": 2,
+                "log_every_steps": 1,
+                "optimizer": {"learning_rate": 0.01, "table_learning_rate": 0.05},
+                **train,
+            },
+        }
+        return make_run(values, "test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_session: None, tiny_run: TinyRun) -> tuple[Run, dict[str, Any]]:
+    """Two workers at ZeRO-2, all checkpoints kept, and what fit returned."""
+    from medley.training.run import fit
+
+    run = tiny_run("base", checkpoint_every_steps=10, keep_checkpoints=20)
+    return run, fit(run)
