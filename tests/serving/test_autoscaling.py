@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import httpx2
+import pytest
 
 from medley.serving.deployments import ServeArgs, build_app
 
@@ -53,6 +54,7 @@ class Load:
             thread.join()
 
 
+@pytest.mark.long
 def test_replicas_go_from_one_to_two_and_back_without_a_failed_request(serve_url: str, random_bundle: str):
     from ray import serve
 

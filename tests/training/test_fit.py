@@ -63,14 +63,13 @@ def test_a_run_writes_what_the_architecture_says(finished_run: Finished) -> None
     assert result["valid"]["ndcg@10"] == max(valid)
     names = sorted(path.name for path in Path(run.run_uri, "checkpoints").iterdir())
     assert names == [f"step-{step:08d}" for step in (10, 18, 20, 30, 36, 40, 50, 54)]
-    best = Path(run.run_uri, "checkpoints", names[[18, 36, 54].index(STEPS_PER_EPOCH * (result["best_epoch"] + 1)) * 3 + 1 - (result["best_epoch"] == 2)])
-    assert best.is_dir()
+    best = Path(run.run_uri, "checkpoints", f"step-{STEPS_PER_EPOCH * (result['best_epoch'] + 1):08d}")
     assert Path(run.run_uri, "weights.safetensors").read_bytes() == (best / "weights.safetensors").read_bytes()
     assert any("tfevents" in path.name for path in Path(run.run_uri, "log").iterdir())
     assert losses_of(run) == pytest.approx(logged_losses(run)[0], rel=1e-6)
 
 
-@pytest.mark.parametrize(("workers", "stage"), [(2, 0), (2, 1), (2, 3), (1, 2)])
+@pytest.mark.parametrize(("workers", "stage"), [(2, 0), (2, 3), (1, 2)])
 def test_losses_do_not_depend_on_stage_and_world_size(finished_run: Finished, tiny_run: TinyRun, workers: int, stage: int) -> None:
     run = tiny_run(f"stage-{stage}-of-{workers}", workers=workers, engine={"zero_stage": stage})
     fit(run)
@@ -97,7 +96,8 @@ def kill_a_worker_after(folder: Path, killed: dict[str, Any]) -> None:
 
 
 def test_a_killed_worker_costs_no_step_and_changes_no_loss(finished_run: Finished, tiny_run: TinyRun) -> None:
-    run, killed = tiny_run("killed", checkpoint_every_steps=5), {}
+    """At ZeRO-1, which with its two workers has the curve of the other stages too."""
+    run, killed = tiny_run("killed", checkpoint_every_steps=5, engine={"zero_stage": 1}), {}
     killer = threading.Thread(target=kill_a_worker_after, args=(Path(run.run_uri, "checkpoints"), killed))
     killer.start()
     fit(run)
@@ -111,9 +111,9 @@ def test_a_killed_worker_costs_no_step_and_changes_no_loss(finished_run: Finishe
     assert min(second) >= killed["step"]
     assert max(second) == NUM_STEPS - 1
     base = losses_of(finished_run[0])
-    assert {**first, **second} == pytest.approx(base, abs=1e-6)
-    found = losses_of(run)
-    assert found == pytest.approx({step: base[step] for step in found}, abs=1e-6)
+    found = {**first, **second}
+    print(f"killed after step {killed['step']}: largest difference {max(abs(found[step] - base[step]) for step in base):.1e}")
+    assert found == pytest.approx(base, abs=1e-6)
     assert [epoch["valid"] for epoch in history_of(run)] == [epoch["valid"] for epoch in history_of(finished_run[0])]
 
 
@@ -122,6 +122,7 @@ def test_a_run_goes_on_with_another_stage_and_world_size(finished_run: Finished,
     copy_unfinished(base, run, last_step=20)
     fit(run)
     expected, found = losses_of(base), losses_of(run)
+    print(f"resumed at stage 3 with 1 worker: largest relative difference {max(abs(found[step] / expected[step] - 1) for step in found):.1e}")
     # The first epoch comes out of the checkpoint; the second goes on at step 20.
     assert found.keys() == {*range(STEPS_PER_EPOCH), *range(20, NUM_STEPS)}
     assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-4)
@@ -159,7 +160,7 @@ def test_the_same_name_with_other_settings_is_refused_and_they_are_named(finishe
 
 def test_fresh_starts_anew_and_start_from_takes_the_weights_over(finished_run: Finished, tiny_run: TinyRun) -> None:
     base = finished_run[0]
-    run = tiny_run("warm", start_from=base.run_uri, epochs=1)
+    run = override_run(base, {"name": "warm", "train.start_from": base.run_uri, "train.epochs": 1})
     shutil.copytree(base.run_uri, run.run_uri)
     with pytest.raises(InputError, match="other train.epochs, train.start_from; "):
         fit(run)
