@@ -19,6 +19,8 @@ from medley.training.run import RUN_KIND
 
 Finished = tuple[Run, dict[str, Any]]
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def data(tiny_prepared: str) -> PreparedData:

@@ -18,6 +18,8 @@ from medley.config import Run, override_run
 from medley.schema import InputError
 from medley.training.run import fit
 
+pytestmark = pytest.mark.long
+
 TinyRun = Callable[..., Run]
 Finished = tuple[Run, dict[str, Any]]
 STEPS_PER_EPOCH, NUM_STEPS = 18, 54
