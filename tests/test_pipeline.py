@@ -54,7 +54,12 @@ def test_every_stage_says_what_it_wrote(first: dict[str, Any], storage: Path) ->
 
 
 def test_every_folder_is_whole_and_names_its_parent(first: dict[str, Any]) -> None:
-    folders = {"tables": first["convert"]["tables"], "prepared": first["prepare"]["prepared"], "run": first["train"]["run"], "bundle": first["bundle"]["bundle"]}
+    folders = {
+        "tables": first["convert"]["tables"],
+        "prepared": first["prepare"]["prepared"],
+        "run": first["train"]["run"],
+        "bundle": first["bundle"]["bundle"],
+    }
     manifests = {kind: read_manifest(uri, kind) for kind, uri in folders.items()}
     for kind, uri in folders.items():
         verify_files(uri, manifests[kind])

@@ -47,10 +47,14 @@ def score_users(bundle_uri: str, scores_root: str, k: int, users_uri: str | None
     """Write the top-k of every user of the bundle (or of a Parquet with a user_id column) below `scores_root`; needs a Ray session."""
     started = time.monotonic()
     check_k(k)
+    if num_processes < 1:
+        raise InputError(f"{num_processes} processes", "at least 1", "ask for more with --processes")
     manifest = read_manifest(bundle_uri, BUNDLE_KIND)
     users = read_parquet(users_uri or join_uri(bundle_uri, "users.parquet"))
     if USER_ID not in users.column_names or users[USER_ID].type != pa.string():
         raise InputError(f"'{users_uri}' has columns {', '.join(map(str, users.schema))}", f"a column '{USER_ID}' (string)", "rename or cast it")
+    if users.num_rows == 0:
+        raise InputError(f"'{users_uri or bundle_uri}' has no rows", "at least one user", "name another file")
     users = users.select([USER_ID]).combine_chunks()
     identity = fingerprint(SCORES_KIND, manifest["fingerprint"], k, users[USER_ID].to_pylist() if users_uri else None)
     uri = join_uri(scores_root, identity)
