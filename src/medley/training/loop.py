@@ -7,7 +7,6 @@ is committed; 7. training stops early or goes on.
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,12 +68,11 @@ class Training:
         return self.config.epochs * self.plan.num_global_batches
 
 
-def train(training: Training, progress: Progress, on_epoch: Callable[[dict[str, Any]], None] = lambda _: None) -> Progress:
+def train(training: Training, progress: Progress) -> Progress:
     """Train from `progress` to the last epoch or an early stop; returns where it ended."""
     while progress.epoch < training.config.epochs and not _is_exhausted(progress, training.config):
         scorer = train_epoch(training, progress)
         _save(training, progress, scorer)
-        on_epoch(progress.history[-1])
     return progress
 
 
