@@ -85,11 +85,21 @@ def _differences(found: Any, wanted: Any, prefix: str = "") -> set[str]:
 
 def run_fingerprint(run: Run, data: PreparedData) -> str:
     """What decides the trained model: data, model, loss, training settings, seed; not how many workers hold it."""
-    values = dump_run(run)
-    training = {key: value for key, value in values["train"].items() if key not in HOLDING_FIELDS}
+    values = _deciding(dump_run(run))
+    training = values["train"]
     if run.train.start_from:
         training["start_from"] = read_manifest(run.train.start_from, RUN_KIND)["fingerprint"]
     return fingerprint(RUN_KIND, data.identity, values["model"], values["loss"], training, values["evaluate"]["given_share"], run.seed)
+
+
+def _deciding(values: dict[str, Any]) -> dict[str, Any]:
+    """Of a Run's plain values those that decide what is trained."""
+    training = {key: value for key, value in values["train"].items() if key not in HOLDING_FIELDS}
+    return {
+        **{key: values[key] for key in ("data", "model", "loss", "seed")},
+        "train": training,
+        "evaluate": {"given_share": values["evaluate"]["given_share"]},
+    }
 
 
 def fit(run: Run, *, fresh: bool = False) -> dict[str, Any]:
@@ -152,7 +162,7 @@ def _claim(run: Run, identity: str) -> dict[str, Any] | None:
     if exists(config_uri):
         found = read_json(config_uri)
         if found["fingerprint"] != identity:
-            changed = sorted(_differences(found["run"], dump_run(run)))
+            changed = sorted(_differences(_deciding(found["run"]), _deciding(dump_run(run))))
             raise InputError(
                 f"run '{run.name}' in '{run.storage}' was made with other {', '.join(changed[:6]) or 'data'}",
                 "the same settings and data to resume it",
