@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medley.data.shards import ITEMS_PER_SHARD, ItemStore, clean_shard
+from medley.data.clean import clean_shard
+from medley.data.shards import ITEMS_PER_SHARD, ItemStore
 from medley.data.tables import Tables, open_tables
 from medley.manifest import write_manifest
 from medley.media import MediaConfig

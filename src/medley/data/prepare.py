@@ -22,7 +22,8 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray.exceptions import RayTaskError
 
-from medley.data.shards import ITEMS_PER_SHARD, clean_shard
+from medley.data.clean import clean_shard
+from medley.data.shards import ITEMS_PER_SHARD
 from medley.data.split import SplitConfig, assign_split, has_values
 from medley.data.tables import Tables, open_tables, read_table
 from medley.manifest import StagedFolder, absolute_uri, find_manifest, fingerprint, join_uri, staged_folder, verify_files, write_json, write_parquet
