@@ -13,7 +13,7 @@ import torch
 from medley.config import Run, load_run, make_run
 from medley.data.memory import CatalogueVectors
 from medley.data.prepared import PreparedData
-from medley.index.embed import embed_modalities
+from medley.index.embed import embed_all, embed_modalities
 from medley.manifest import list_folder
 from medley.schema import InputError
 from medley.search.features import cached_vectors
@@ -23,7 +23,9 @@ from medley.search.trials import TrialInputs, assemble_trial
 from medley.training.assemble import assemble_model, assemble_stream, learn_assets, make_plan
 from medley.training.checkpoint import Progress
 from medley.training.engine import TorchEngine
+from medley.training.evaluate import make_questions, rank_block, summarise
 from medley.training.loop import train_epoch
+from medley.training.run import read_assets_of, read_weights_of
 
 SPACE = """
 model.fusion: {choice: [{kind: gated}, {kind: concat, hidden_dimension: 8}]}
@@ -74,15 +76,33 @@ def test_a_search_tries_the_configuration_first_and_returns_the_best_trial(searc
     assert all(len(trial["metrics"]) == (1 if trial["stopped_early"] else 2) for trial in trials)
 
 
-def test_the_best_configuration_trains_from_the_base_run_and_is_the_run_returned(searched: tuple[Run, dict[str, Any]]) -> None:
+def test_the_best_configuration_trains_from_the_weights_of_the_search_and_is_the_run_returned(searched: tuple[Run, dict[str, Any]]) -> None:
     run, result = searched
     best = load_run(result["best_config"])
     assert best == result["best_run"]
     assert best.name == "tiny"
-    assert best.train.start_from == str(Path(run.storage) / "runs" / "tiny-base")
+    assert best.train.start_from == run.search_uri
     assert best.train.epochs == 7
     first_line = Path(result["best_config"]).read_text().splitlines()[0]
     assert first_line == f"# python -m jobs.train {result['best_config']}"
+
+
+def test_the_winner_starts_with_the_base_runs_encoders_and_what_its_trial_learned(searched: tuple[Run, dict[str, Any]]) -> None:
+    run, result = searched
+    weights, base = read_weights_of(run.search_uri), read_weights_of(str(Path(run.storage) / "runs" / "tiny-base"))
+    encoders = [name for name in base if name.startswith("encoders.")]
+    assert encoders
+    assert all(torch.equal(weights[name], base[name]) for name in encoders)
+    data = PreparedData.open(str(run.inputs.prepared))
+    best = result["best_run"]
+    model = assemble_model(best.model, data, read_assets_of(str(Path(run.storage) / "runs" / "tiny-base")), best.seed, pretrained=False)
+    model.load_state_dict(weights)  # every weight of the winner, none too many
+    stream = assemble_stream(model.eval(), best.model, best.loss, data, make_plan(best.train, data, best.seed), best.stream)
+    scorer = embed_all(model, stream, torch.device("cpu"), model.head.global_bias, 0, 1)
+    stream.close()
+    questions, mask_N = make_questions(data, "valid", best.evaluate), torch.ones(data.num_items, dtype=torch.bool)
+    metrics = summarise([rank_block(scorer, questions, block, mask_N, (10,), best.evaluate) for block in range(questions.num_blocks)])
+    assert metrics["ndcg@10"] == pytest.approx(result["best_metric"], abs=1e-6)
 
 
 def test_a_finished_search_is_reused_and_its_tune_folder_is_gone(searched: tuple[Run, dict[str, Any]], space_file: str) -> None:
@@ -90,7 +110,7 @@ def test_a_finished_search_is_reused_and_its_tune_folder_is_gone(searched: tuple
     again = search(run, space_file, resume=True)
     assert again["reused"]
     assert again["best_run"] == result["best_run"]
-    assert list_folder(run.search_uri) == ["best.yaml", "manifest.json", "report.json", "trials.jsonl"]
+    assert list_folder(run.search_uri) == ["best.yaml", "manifest.json", "report.json", "trials.jsonl", "weights.safetensors"]
 
 
 def test_another_space_under_the_same_name_is_refused(searched: tuple[Run, dict[str, Any]], tmp_path: Path) -> None:
@@ -101,8 +121,8 @@ def test_another_space_under_the_same_name_is_refused(searched: tuple[Run, dict[
 
 
 def test_cached_vectors_are_those_of_the_base_run(searched: tuple[Run, dict[str, Any]]) -> None:
-    run, result = searched
-    vectors = cached_vectors(result["best_run"], PreparedData.open(str(run.inputs.prepared)))
+    run, _ = searched
+    vectors = cached_vectors(run, str(Path(run.storage) / "runs" / "tiny-base"), PreparedData.open(str(run.inputs.prepared)))
     assert vectors.vectors_ND["text"].shape == (120, 6)
     has_text_N = vectors.present_mask_N["text"]
     assert 0 < has_text_N.sum() < 120

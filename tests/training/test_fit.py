@@ -30,7 +30,7 @@ def history_of(run: Run) -> list[dict[str, Any]]:
 
 
 def losses_of(run: Run) -> dict[int, float]:
-    """step (from 0) → loss, for the steps the history has: those of an epoch that was resumed within start where it was resumed."""
+    """step (from 0) → loss, for the steps the history has."""
     return {epoch["first_step"] + place: loss for epoch in history_of(run) for place, loss in enumerate(epoch["step_losses"])}
 
 
@@ -178,7 +178,7 @@ def test_fresh_starts_anew_and_start_from_takes_the_weights_over(finished_run: F
 
 
 def test_start_from_something_that_is_no_run_is_refused(ray_session: None, tiny_run: TinyRun, tiny_tables: str) -> None:
-    with pytest.raises(InputError, match="holds kind 'tables'.*expected kind 'run'"):
+    with pytest.raises(InputError, match="holds no weights; expected the folder of a finished run or search"):
         fit(tiny_run("lost", start_from=tiny_tables))
 
 
@@ -225,7 +225,7 @@ def test_a_missing_prepared_set_is_refused_and_what_differs_is_named(ray_session
     shutil.copytree(tiny_prepared, tmp_path / "prepared" / name)
     for changes, named in [
         ({"seed": 7}, "seed"),
-        ({"data.media.image_max_side_pixels": 32, "data.min_user_interactions": 2}, "data.media.image_max_side_pixels, data.min_user_interactions"),
+        ({"data.media.image_max_side_pixels": 32, "data.k_core.users": 2}, "data.media.image_max_side_pixels, data.k_core.users"),
     ]:
         with pytest.raises(InputError, match=rf"and seed \('{name}' differs in {named}\); "):
             fit(override_run(tiny_run("lost"), {**stored, **changes}))

@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 FEATURES_KIND = "features"
 
 
-def cached_vectors(run: Run, data: PreparedData) -> CatalogueVectors:
-    """The vectors of a run's encoders, with the weights of the run that `train.start_from` names, or their first ones; needs a Ray session."""
-    weights = read_manifest(run.train.start_from, RUN_KIND)["fingerprint"] if run.train.start_from else None
+def cached_vectors(run: Run, weights_of: str | None, data: PreparedData) -> CatalogueVectors:
+    """The vectors of a run's encoders, with the weights of the finished run `weights_of`, or their first ones; needs a Ray session."""
+    weights = read_manifest(weights_of, RUN_KIND)["fingerprint"] if weights_of else None
     identity = fingerprint(FEATURES_KIND, data.identity, dump_run(run)["model"]["encoders"], weights, run.seed)
     uri = join_uri(run.storage, "features", identity)
     if find_manifest(uri) is None:
-        _write(run, data, uri, identity)
+        _write(run, weights_of, data, uri, identity)
     verify_files(uri, read_manifest(uri, FEATURES_KIND))
     tensors = {name: load(read_bytes(join_uri(uri, f"{name}.safetensors"))) for name in run.model.encoders}
     return CatalogueVectors(
@@ -38,25 +38,24 @@ def cached_vectors(run: Run, data: PreparedData) -> CatalogueVectors:
     )
 
 
-def _write(run: Run, data: PreparedData, uri: str, identity: str) -> None:
+def _write(run: Run, weights_of: str | None, data: PreparedData, uri: str, identity: str) -> None:
     """On a GPU in a Ray task, since the process that drives a search often has none; otherwise here."""
     if not run.train.use_gpu:
-        write_vectors(dump_run(run), data.uri, uri, identity)
+        write_vectors(dump_run(run), weights_of, data.uri, uri, identity)
         return
     import ray
 
     task = ray.remote(num_cpus=run.train.cpus_per_worker, num_gpus=1)(write_vectors)
-    ray.get(task.remote(dump_run(run), data.uri, uri, identity))
+    ray.get(task.remote(dump_run(run), weights_of, data.uri, uri, identity))
 
 
-def write_vectors(settings: dict[str, Any], prepared_uri: str, uri: str, identity: str) -> None:
+def write_vectors(settings: dict[str, Any], weights_of: str | None, prepared_uri: str, uri: str, identity: str) -> None:
     """Embed the catalogue and write the cache. settings: the Run as plain values."""
     run, data = make_run(settings, "features"), PreparedData.open(prepared_uri)
-    start_from = run.train.start_from
-    assets = read_assets_of(start_from) if start_from else learn_assets(run.model.encoders, data)
-    model = assemble_model(run.model, data, assets, run.seed, pretrained=start_from is None)
-    if start_from:
-        load_matching_weights(model, read_weights_of(start_from))
+    assets = read_assets_of(weights_of) if weights_of else learn_assets(run.model.encoders, data)
+    model = assemble_model(run.model, data, assets, run.seed, pretrained=weights_of is None)
+    if weights_of:
+        load_matching_weights(model, read_weights_of(weights_of))
     device = torch.device("cuda" if run.train.use_gpu else "cpu")
     model.to(device).eval()
     stream = assemble_stream(model, run.model, run.loss, data, make_plan(run.train, data, run.seed), run.stream)

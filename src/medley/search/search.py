@@ -1,8 +1,9 @@
 """search(run, space): the same function for tune.search, pipelines and Python.
 
 Steps: 1. the space is checked against the run; 2. a short base run trains the encoders end to end; 3. their vectors of the whole catalogue
-are cached; 4. light trials train fusion, users and head on them, Optuna's TPE proposes, ASHA stops; 5. the winner's configuration is
-written, set to start from the base run's weights. Only the train and valid splits are read.
+are cached; 4. light trials train fusion, users and head on them, Optuna's TPE proposes, ASHA stops; 5. the winner's light training is done
+once more and its weights are kept beside the base run's encoders; 6. its configuration is written, set to start from these weights.
+Only the train and valid splits are read.
 """
 
 import logging
@@ -10,16 +11,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from safetensors.torch import save
+
 from medley.config import Run, dump_run, override_run
 from medley.data.prepared import PreparedData
-from medley.manifest import absolute_uri, find_manifest, fingerprint, join_uri, read_json, remove_folder, write_manifest
+from medley.manifest import absolute_uri, find_manifest, fingerprint, join_uri, read_json, remove_folder, write_bytes, write_manifest
 from medley.schema import InputError
 from medley.search.features import cached_vectors
 from medley.search.report import write_search
 from medley.search.spaces import Space, read_space
-from medley.search.trials import TrialInputs, TrialRecord, run_trials
+from medley.search.trials import TrialInputs, TrialRecord, run_trials, train_light
 from medley.training.assemble import check_model
-from medley.training.run import find_prepared, fit, run_fingerprint
+from medley.training.run import WEIGHTS_FILE, find_prepared, fit, read_weights_of, run_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ def search(run: Run, space_uri: str, *, resume: bool = False, fresh: bool = Fals
         "seconds": round(time.monotonic() - started, 1),
         "seconds_per_trial": report["seconds"]["per_trial"],
         "overhead_share": report["seconds"]["overhead_share"],
-        "best_run": _winner(run, report["best"]["parameters"], _base_of(run)),
+        "best_run": _winner(run, report["best"]["parameters"]),
     }
 
 
@@ -85,7 +88,7 @@ def _search(run: Run, space: Space, data: PreparedData, identity: str, resume: b
     if base is not None:
         logger.info("base run %s | %d epochs", base.name, base.train.epochs)
         fit(base)
-    vectors = cached_vectors(_winner(run, {}, base), data) if run.model.encoders else None
+    vectors = cached_vectors(run, base.run_uri if base is not None else None, data) if run.model.encoders else None
     folder = join_uri(run.search_uri, "tune")
     if not resume:
         remove_folder(folder)
@@ -94,7 +97,9 @@ def _search(run: Run, space: Space, data: PreparedData, identity: str, resume: b
     records = run_trials(run, space, inputs, folder, identity, resume=resume)
     seconds = _times(records, started, time.time() - started, run.search.concurrent_trials)
     best = _best(records)
-    write_search(run.search_uri, _winner(run, best.parameters, base), records, space, run.train.metric, seconds)
+    if base is not None:
+        _write_start(override_run(run, best.parameters), base, inputs)
+    write_search(run.search_uri, _winner(run, best.parameters), records, space, run.train.metric, seconds)
     remove_folder(folder)
     logger.info(
         "search | best %s %.4f, trial %d of %d | %.1f s, %.0f %% of it not in trials",
@@ -116,10 +121,16 @@ def _base_of(run: Run) -> Run | None:
     return override_run(run, {"name": f"{run.name}-base", "train.epochs": run.search.base_epochs}) if has_trained_encoders else None
 
 
-def _winner(run: Run, parameters: Mapping[str, Any], base: Run | None) -> Run:
-    """The configuration with the winner's settings, starting from the base run's weights, its search done."""
-    start = {"train.start_from": base.run_uri} if base is not None else {}
+def _winner(run: Run, parameters: Mapping[str, Any]) -> Run:
+    """The configuration with the winner's settings, its search done; where encoders were trained it starts from the search's weights."""
+    start = {"train.start_from": run.search_uri} if _base_of(run) is not None else {}
     return override_run(run, {**parameters, **start, "search.space": None})
+
+
+def _write_start(winner: Run, base: Run, inputs: TrialInputs) -> None:
+    """searches/NAME/weights.safetensors: the base run's encoders, and what the winner learned on their vectors."""
+    encoders = {name: value for name, value in read_weights_of(base.run_uri).items() if name.startswith("encoders.")}
+    write_bytes(join_uri(winner.search_uri, WEIGHTS_FILE), save(encoders | train_light(winner, inputs)))
 
 
 def _best(records: list[TrialRecord]) -> TrialRecord:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from ray import tune
+from torch import Tensor
 
 from medley.config import Run, dump_run, make_run, override_run
 from medley.data.batches import BatchMaker
@@ -117,6 +118,17 @@ def assemble_trial(run: Run, inputs: TrialInputs) -> Training:
 def _plain_statistics(width: int) -> dict[str, bytes]:
     """Assets of a `features` encoder that takes vectors as they are."""
     return {"statistics.json": json.dumps({"mean": [0.0] * width, "deviation": [1.0] * width}).encode()}
+
+
+def train_light(run: Run, inputs: TrialInputs) -> dict[str, Tensor]:
+    """Train one configuration as a trial does, in this process. Returns the best epoch's weights by name, those of the encoders left out."""
+    training, progress = assemble_trial(run, inputs), Progress()
+    weights: dict[str, Tensor] = {}
+    while progress.epoch < training.config.epochs:
+        train_epoch(training, progress)
+        if progress.best_epoch == progress.epoch - 1:
+            weights = {name: tensor.clone() for name, tensor in training.engine.model.state_dict().items() if not name.startswith("encoders.")}
+    return weights
 
 
 class LightTrial(tune.Trainable):

@@ -66,7 +66,7 @@ class GradientTrainConfig(BaseModel):
     patience: int = Field(default=0, ge=0)
     """epochs without a better metric after which training stops; 0: never"""
     start_from: str | None = None
-    """folder of a finished run of the same prepared data whose weights of equal name and shape are taken over"""
+    """folder of a finished run or search of the same prepared data whose weights of equal name and shape are taken over"""
     workers: int = Field(default=1, ge=1)
     """training processes; may change between a stop and its resume"""
     use_gpu: bool = False

@@ -28,7 +28,6 @@ from medley.manifest import (
     list_folder,
     read_bytes,
     read_json,
-    read_manifest,
     remove_folder,
     verify_files,
     write_bytes,
@@ -47,6 +46,9 @@ from medley.training.report import RunLog
 logger = logging.getLogger(__name__)
 
 RUN_KIND = "run"
+
+WEIGHTS_FILE = "weights.safetensors"
+"""What `train.start_from` reads of a finished folder: a run's best weights, or those a search leaves for its winner."""
 
 
 def find_prepared(run: Run) -> PreparedData:
@@ -88,7 +90,7 @@ def run_fingerprint(run: Run, data: PreparedData) -> str:
     values = _deciding(dump_run(run))
     training = values["train"]
     if run.train.start_from:
-        training["start_from"] = read_manifest(run.train.start_from, RUN_KIND)["fingerprint"]
+        training["start_from"] = _start_manifest(run.train.start_from)["fingerprint"]
     return fingerprint(RUN_KIND, data.identity, values["model"], values["loss"], training, values["evaluate"]["given_share"], run.seed)
 
 
@@ -317,13 +319,21 @@ def _prime(training: Training) -> torch.Tensor:
     return scores_BU.sum()
 
 
-def read_weights_of(run_uri: str) -> dict[str, torch.Tensor]:
-    """The best epoch's weights of a finished run, hash verified."""
+def read_weights_of(uri: str) -> dict[str, torch.Tensor]:
+    """The weights of a finished run or search, hash verified."""
     from safetensors.torch import load
 
-    manifest = read_manifest(run_uri, RUN_KIND)
-    verify_files(run_uri, manifest, prefix="weights")
-    return load(read_bytes(join_uri(run_uri, "weights.safetensors")))
+    verify_files(uri, _start_manifest(uri), prefix=WEIGHTS_FILE)
+    return load(read_bytes(join_uri(uri, WEIGHTS_FILE)))
+
+
+def _start_manifest(uri: str) -> dict[str, Any]:
+    manifest = find_manifest(uri)
+    if manifest is None or WEIGHTS_FILE not in manifest["files"]:
+        raise InputError(
+            f"'{uri}' holds {'no weights' if manifest else 'nothing finished'}", "the folder of a finished run or search", "correct train.start_from"
+        )
+    return manifest
 
 
 def _finish(run: Run, data: PreparedData, identity: str, progress: Progress) -> dict[str, Any]:
@@ -332,9 +342,9 @@ def _finish(run: Run, data: PreparedData, identity: str, progress: Progress) -> 
     assert progress.best_epoch is not None
     folder = join_uri(run.run_uri, "checkpoints")
     read_checkpoint(folder, progress.best_checkpoint)
-    for name in ("weights.safetensors", "scorer.safetensors"):
+    for name in (WEIGHTS_FILE, "scorer.safetensors"):
         write_bytes(join_uri(run.run_uri, name), read_bytes(join_uri(folder, progress.best_checkpoint, name)))
     write_json(join_uri(run.run_uri, "history.json"), progress.history)
     counts = {"best_epoch": progress.best_epoch, "num_steps": progress.step, "num_epochs": progress.epoch}
-    files = ("assets", "weights.safetensors", "scorer.safetensors", "history.json")
+    files = ("assets", WEIGHTS_FILE, "scorer.safetensors", "history.json")
     return write_manifest(run.run_uri, RUN_KIND, identity, parents={"prepared": data.identity}, counts=counts, config=dump_run(run), only=files)
