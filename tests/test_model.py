@@ -1,5 +1,6 @@
 """The model by hand: what counts, what does not, and scores worked out on paper."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from medley.encoders.features import FeaturesConfig
 from medley.encoders.tags import TagsConfig
 from medley.fusion.gated import GatedFusionConfig
 from medley.heads.mf import MatrixFactorisationConfig
-from medley.model import ItemIdConfig, ModelConfig, RecommenderModel, build_model, place_rows
+from medley.model import ItemIdConfig, ModelConfig, RecommenderModel, build_model, encode_rows, place_rows
 from medley.schema import Batch
 from medley.users.history_mean import HistoryMeanUserConfig
 
@@ -178,3 +179,18 @@ def test_the_first_weights_are_decided_by_the_seed():
     first, second = build(**config).state_dict(), build(**config).state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_encoders_meet_few_row_counts_and_spare_rows_leave_no_trace():
+    seen: list[int] = []
+
+    def encoder(inputs: Mapping[str, Tensor]) -> Tensor:
+        seen.append(len(inputs["x"]))
+        return inputs["x"] * 2 + 1
+
+    for num_rows in range(1, 600):
+        rows = torch.arange(num_rows * 3, dtype=torch.float32).view(num_rows, 3).requires_grad_()
+        vectors = encode_rows(encoder, {"x": rows})
+        assert torch.equal(vectors, rows * 2 + 1)
+        assert num_rows <= seen[-1] <= num_rows * 17 / 16
+    assert len(set(seen)) < 31 + 16 * 5
