@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from jobs.convert import DATASETS
 from jobs.entry import run_entry
+from medley.data.convert import CONVERTERS
 from medley.schema import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,3 +121,7 @@ def test_a_failure_that_is_not_the_users_ends_with_one_and_a_traceback(capsys: p
 
 def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]):
     assert end_of(failing(KeyboardInterrupt()), capsys) == (130, "", "interrupted\n")
+
+
+def test_every_converter_has_its_command():
+    assert set(DATASETS) == set(CONVERTERS)

@@ -9,22 +9,28 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from medley.data.convert import catalogue, synthetic
+from medley.data.convert import amazon_reviews, catalogue, microlens, movielens, synthetic
+from medley.data.convert.amazon_reviews import AmazonReviewsConfig
 from medley.data.convert.catalogue import CatalogueConfig
+from medley.data.convert.microlens import MicroLensConfig
+from medley.data.convert.movielens import MovieLensConfig
 from medley.data.convert.synthetic import SyntheticConfig
 from medley.data.tables import TABLES_KIND
 from medley.manifest import StagedFolder, find_manifest, fingerprint, staged_folder
 from medley.schema import InputError
 
-ConvertConfig = Annotated[CatalogueConfig | SyntheticConfig, Field(discriminator="kind")]
+ConvertConfig = Annotated[CatalogueConfig | MovieLensConfig | AmazonReviewsConfig | MicroLensConfig | SyntheticConfig, Field(discriminator="kind")]
 
 CONVERTERS: Mapping[str, tuple[type[BaseModel], Callable[[Any, StagedFolder], dict[str, int]]]] = {
     "catalogue": (CatalogueConfig, catalogue.write_tables),
+    "movielens": (MovieLensConfig, movielens.write_tables),
+    "amazon_reviews": (AmazonReviewsConfig, amazon_reviews.write_tables),
+    "microlens": (MicroLensConfig, microlens.write_tables),
     "synthetic": (SyntheticConfig, synthetic.write_tables),
 }
 
 
-def convert(config: CatalogueConfig | SyntheticConfig, out_uri: str) -> dict[str, Any]:
+def convert(config: ConvertConfig, out_uri: str) -> dict[str, Any]:
     """Write a tables folder, or find the same one complete; another one at the same place is refused. Returns its uri and counts."""
     started = time.monotonic()
     identity = fingerprint(TABLES_KIND, config.model_dump(mode="json"))

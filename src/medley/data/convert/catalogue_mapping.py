@@ -44,6 +44,21 @@ class Constant(_Strict):
     constant: str = Field(min_length=1)
 
 
+class FeatureFile(_Strict):
+    """A file of precomputed item vectors, aligned to the items by id; what is no item's id is counted and left out, other items have null."""
+
+    file: RelativePath
+    """.npy of shape (vectors, width), float16, float32 or float64; or Parquet with the columns `item_id` and `vector`"""
+    ids: RelativePath | None = None
+    """Text file with the id of each vector of the .npy, one a line; null for Parquet."""
+
+    @model_validator(mode="after")
+    def _npy_has_ids(self) -> Self:
+        if self.file.endswith(".npy") != (self.ids is not None):
+            raise ValueError("a .npy file needs `ids`, a Parquet file must not have it")
+        return self
+
+
 class ItemsMapping(_Strict):
     """Where the columns of `items/` come from."""
 
@@ -64,9 +79,14 @@ class ItemsMapping(_Strict):
     attributes: dict[str, FieldName] = {}
     """Attribute column: field. A column is double when every value is a plain number (no leading zeros), else string."""
 
+    features: dict[str, FeatureFile] = {}
+    """Feature column: `{file: vectors.npy, ids: ids.txt}` or `{file: vectors.parquet}`."""
+
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
-        _check_columns((*self.tags, *self.attributes), (schema.ITEM_ID, schema.ITEM_INDEX, schema.TITLE, schema.TEXT, schema.IMAGE, schema.AUDIO))
+        _check_columns(
+            (*self.tags, *self.attributes, *self.features), (schema.ITEM_ID, schema.ITEM_INDEX, schema.TITLE, schema.TEXT, schema.IMAGE, schema.AUDIO)
+        )
         return self
 
     def fields(self) -> dict[str, str]:

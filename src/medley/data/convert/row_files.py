@@ -1,10 +1,11 @@
-"""Rows of a JSONL, CSV or TSV file as dictionaries, streamed, each with its line number; damaged lines come as the reason."""
+"""Rows of a JSONL, CSV, TSV or separated file as dictionaries, streamed, each with its line number; damaged lines come as the reason."""
 
 import csv
 import io
 import json
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +14,16 @@ from medley.data.convert.catalogue_mapping import did_you_mean
 from medley.manifest import join_uri, list_folder, open_storage
 from medley.schema import InputError
 
+Rows = Iterator[tuple[int, dict[str, Any] | str]]
+"""(line number, row), or (line number, why the line is no row)"""
+RowReader = Callable[[str, str, str, Mapping[str, str]], Rows]
+"""What reads the rows of a file: (raw folder, file, table, fields that at least one row must have, by their key in the mapping)"""
+
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_rows(raw: str, file: str, table: str, fields: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(line number, row), or (line number, why the line is no row), of `file` in the folder `raw`; `.gz` is unpacked.
+def read_rows(raw: str, file: str, table: str, fields: Mapping[str, str]) -> Rows:
+    """The rows of `file` in the folder `raw`; `.gz` is unpacked.
 
     fields: key of the mapping's `table` -> field that at least one row must have. A missing file, one of another kind and a field that
     no row has (CSV: at the first line; JSONL: at the end) are InputErrors.
@@ -25,23 +31,44 @@ def read_rows(raw: str, file: str, table: str, fields: Mapping[str, str]) -> Ite
     suffix = posixpath.splitext(file.removesuffix(".gz"))[1]
     if suffix not in (".jsonl", *_DELIMITERS):
         raise InputError(f"{table}.file is '{file}'", "a .jsonl, .csv or .tsv file, or one of them with .gz behind it", "convert the file")
+    with open_lines(raw, file) as lines:
+        yield from _json_rows(lines, file, table, fields) if suffix == ".jsonl" else _csv_rows(lines, _DELIMITERS[suffix], file, table, fields)
+
+
+def read_separated(raw: str, file: str, separator: str, names: Sequence[str], encoding: str) -> Rows:
+    """The rows of a file without a header: cells `names` in each line, `separator` between them, nothing quoted; blank lines are skipped.
+
+    encoding: one that gives every byte a letter, such as latin-1.
+    """
+    with open_lines(raw, file) as lines:
+        for line_number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            cells = line.decode(encoding).rstrip("\r\n").split(separator)
+            is_row = len(cells) == len(names)
+            yield line_number, dict(zip(names, cells, strict=True)) if is_row else f"line has {len(cells)} cells, expected {len(names)}"
+
+
+@contextmanager
+def open_lines(raw: str, file: str) -> Iterator[io.BufferedReader]:
+    """The bytes of a file, line by line; `.gz` is unpacked. A missing file and one that cannot be read to its end are InputErrors."""
     filesystem, root = open_storage(raw)
     try:
         with filesystem.open_input_stream(posixpath.join(root, file), buffer_size=1 << 20) as stream, io.BufferedReader(stream) as lines:
-            yield from _json_rows(lines, file, table, fields) if suffix == ".jsonl" else _csv_rows(lines, _DELIMITERS[suffix], file, table, fields)
+            yield lines
     except FileNotFoundError as error:
         folder, name = posixpath.split(file)
         found = list_folder(join_uri(raw, folder) if folder else raw)
         raise InputError(
-            f"file '{file}' ({table}.file of the mapping) does not exist in '{raw}'",
+            f"file '{file}' does not exist in '{raw}'",
             f"one of the files found: {', '.join(found[:20]) or 'none'}",
-            f"correct the mapping or the folder{did_you_mean(name, found)}",
+            f"correct the file name or the folder{did_you_mean(name, found)}",
         ) from error
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"file '{file}' in '{raw}' cannot be read ({error})", "a whole readable file", "write it again") from error
 
 
-def _json_rows(lines: io.BufferedReader, file: str, table: str, fields: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _json_rows(lines: io.BufferedReader, file: str, table: str, fields: Mapping[str, str]) -> Rows:
     missing, found = set(fields.values()), set[str]()
     for line_number, line in enumerate(lines, 1):
         if not line.strip():
@@ -61,7 +88,7 @@ def _json_rows(lines: io.BufferedReader, file: str, table: str, fields: Mapping[
     _check_fields(missing, found, file, table, fields)
 
 
-def _csv_rows(lines: io.BufferedReader, delimiter: str, file: str, table: str, fields: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _csv_rows(lines: io.BufferedReader, delimiter: str, file: str, table: str, fields: Mapping[str, str]) -> Rows:
     # Bytes that are no UTF-8 become lone surrogates, which the row's own check reports: one bad name must not stop the file.
     reader = csv.reader(io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline=""), delimiter=delimiter)
     header = next(reader, [])
@@ -92,7 +119,7 @@ def _check_fields(missing: set[str], found: set[str], file: str, table: str, fie
     for key, field in fields.items():
         if field in missing:
             raise InputError(
-                f"field '{field}' ({table}.{key} of the mapping) is in no row of '{file}'",
+                f"field '{field}' ({table}.{key}) is in no row of '{file}'",
                 f"one of the fields found: {', '.join(sorted(found)[:50]) or 'none'}",
-                f"correct the mapping{did_you_mean(field, found)}",
+                f"correct the mapping or the file{did_you_mean(field, found)}",
             )
