@@ -1,11 +1,11 @@
-"""Exact search against a search by plain Python, and the fold-in against numpy."""
+"""Exact search against a search by plain Python."""
 
 import numpy as np
 import pytest
 import torch
 
 from medley.index.scorer import Scorer
-from medley.index.search import fold_in, rank, top_k
+from medley.index.search import rank, top_k
 
 
 def by_hand(scores: list[float], k: int) -> tuple[list[float], list[int]]:
@@ -63,25 +63,6 @@ def test_the_given_tensors_are_left_as_they_are():
     top_k(torch.ones(1, 1), vectors_ND, bias_N, 2, (np.array([0]), np.array([1])), torch.tensor([True, True, False]))
     assert bias_N.tolist() == [0.0, 0.0, 0.0]
     assert vectors_ND.tolist() == [[1.0]] * 3
-
-
-def test_fold_in_is_the_ridge_solution():
-    random = np.random.default_rng(0)
-    items = random.normal(size=(50, 6))
-    history, unseen_weight, regularization = [3, 17, 44], 0.2, 1.5
-    liked = items[history]
-    expected = np.linalg.solve(liked.T @ liked + unseen_weight * items.T @ items + regularization * np.eye(6), liked.sum(axis=0))
-    items_ND = torch.from_numpy(items).float()
-    found_D = fold_in(history, items_ND, items_ND.T @ items_ND, unseen_weight, regularization)
-    assert found_D.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
-
-
-def test_fold_in_by_hand_and_without_a_history():
-    items_ND = torch.tensor([[2.0], [1.0]])
-    gram_DD = torch.tensor([[5.0]])
-    # (4 + 0.1 x 5 + 0.5) θ = 2
-    assert fold_in([0], items_ND, gram_DD, 0.1, 0.5).tolist() == pytest.approx([0.4])
-    assert fold_in([], items_ND, gram_DD, 0.1, 0.5).tolist() == [0.0]
 
 
 def test_a_scorer_comes_back_from_its_file(tmp_path):

@@ -33,6 +33,12 @@ def test_shipped_configurations_are_valid(name: str):
     assert {deployment.name for deployment in application.deployments} <= {"Ingress", "Recommender"}
 
 
+def test_the_shipped_placeholder_is_refused_by_its_path():
+    application = YAML(typ="safe").load((SERVE_FOLDER / "local.yaml").read_text())["applications"][0]
+    with pytest.raises(InputError, match=r"'/path/to/out/demo/bundles/demo/VERSION' has no manifest\.json; expected a finished folder of kind 'bundle'"):
+        build_app(ServeArgs.model_validate(application["args"]))
+
+
 def test_arguments_of_the_command_line_are_strings_and_relative_bundles_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     args = ServeArgs.model_validate({"bundle": "b/1", "max_replicas": "3", "batch_wait_seconds": "0.01"})

@@ -106,6 +106,13 @@ def test_a_users_file_without_rows_is_refused(hand_bundle: str, tmp_path: Path) 
         score_users(hand_bundle, str(tmp_path / "scores"), 3, str(path), num_processes=1)
 
 
+def test_rows_without_an_id_are_refused_with_their_number_and_the_first(hand_bundle: str, tmp_path: Path) -> None:
+    path = tmp_path / "users.parquet"
+    pq.write_table(pa.table({"user_id": ["ann", None, "bob", None]}), path)
+    with pytest.raises(InputError, match=r"users\.parquet' has 2 rows without a user_id, the first is row 1 \(counted from 0\); expected an id in every row"):
+        score_users(hand_bundle, str(tmp_path / "scores"), 3, str(path), num_processes=1)
+
+
 def test_no_processes_are_refused(hand_bundle: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="0 processes; expected at least 1"):
         score_users(hand_bundle, str(tmp_path), 3, None, num_processes=0)

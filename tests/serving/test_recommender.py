@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from medley.bundle import read_bundle
+from medley.data.item_lists import ItemLists
 from medley.index.scorer import Scorer
 from medley.schema import InputError
 from medley.serving.recommender import Query, Recommender, UnknownIdError
+from medley.training.evaluate import EvaluateConfig, Questions, rank_block
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +68,48 @@ def test_unknown_ids_are_ignored_and_listed_once(hand: Recommender):
 
 def test_an_unknown_user_with_a_history_is_folded_in(hand: Recommender):
     answer = hand.recommend("zoe", history=["a"])
-    # Gram matrix [[7, 3], [3, 3]]; aaᵀ + 0.1 gram + 1 = [[2.7, 0.3], [0.3, 1.3]]; its inverse times (1, 0) is (1.3, -0.3) / 3.42.
-    expected = {"e": 2.3, "c": 1.0, "f": 0.0, "b": -0.3, "d": -1.3}
+    # Mean user (2/3, 2/3, 1), highest scores 2, 1, 3: an own item should score 2, a scores 2/3, so 4/3 is missing. Gram matrix [[7, 3], [3, 3]];
+    # aaᵀ + 0.3 gram + 1 = [[4.1, 0.9], [0.9, 1.9]]; its inverse times (4/3, 0) is 4/3 (1.9, -0.9) / 6.98. Item f scores its bias.
+    x, y = 2 / 3 + 4 / 3 * 1.9 / 6.98, 2 / 3 - 4 / 3 * 0.9 / 6.98
+    expected = {"e": 2 * x + y, "c": x + y, "f": 0.5, "b": y, "d": -x}
     assert (ids(answer), answer.source) == ("ecfbd", "fold_in")
-    assert [item.score for item in answer.items] == pytest.approx([value / 3.42 for value in expected.values()], abs=1e-6)
+    assert [item.score for item in answer.items] == pytest.approx(list(expected.values()), abs=1e-6)
 
 
 def test_fold_in_agrees_with_numpy_for_chosen_weights(random_bundle: str):
     recommender = Recommender.load(random_bundle, unseen_weight=0.3, regularization=2.5)
-    vectors = read_bundle(random_bundle).scorer.item_columns_ND.double().numpy()
+    scorer = read_bundle(random_bundle).scorer
+    vectors, users = scorer.item_columns_ND.double().numpy(), scorer.user_columns_VD.double().numpy()
+    mean_user, own_score = users.mean(axis=0), (users @ vectors.T).max(axis=1).mean()
     liked = vectors[[3, 40, 99]]
-    user = np.linalg.solve(liked.T @ liked + 0.3 * vectors.T @ vectors + 2.5 * np.eye(17), liked.sum(axis=0))
+    normal = liked.T @ liked + 0.3 * vectors.T @ vectors + 2.5 * np.eye(17)
+    user = mean_user + np.linalg.solve(normal, liked.T @ (own_score - liked @ mean_user))
     item_ids = [f"item-{index}" for index in range(300)]
     assert recommender.score(None, item_ids, history=["item-3", "item-40", "item-99"]) == pytest.approx((vectors @ user).tolist(), abs=1e-5)
+
+
+def test_a_history_is_folded_in_with_the_weights_of_the_run(random_bundle: str):
+    bundle = read_bundle(random_bundle)
+    of_run = Recommender(dataclasses.replace(bundle, config={"evaluate": {"fold_in_unseen_weight": 0.7, "fold_in_regularization": 3.0}}))
+    chosen, default = Recommender(bundle, unseen_weight=0.7, regularization=3.0), Recommender(bundle)
+    answers = [recommender.recommend(history=["item-3", "item-40"]) for recommender in (of_run, chosen, default)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_evaluation_and_serving_rank_a_new_user_alike(random_bundle: str):
+    bundle = read_bundle(random_bundle)
+    vectors_VD = bundle.scorer.user_vectors_VD.clone()
+    vectors_VD[0] = 0  # user-0 came after training
+    scorer = dataclasses.replace(bundle.scorer, user_vectors_VD=vectors_VD)
+    history, target = ItemLists.from_pairs(np.zeros(2, int), np.array([3, 40]), 120), np.zeros(1, int)
+    served = Recommender(dataclasses.replace(bundle, scorer=scorer, seen=history)).recommend("user-0", k=50)
+    assert served.source == "fold_in"
+    for place in (0, 7, 33):
+        # Asked for the item that serving puts at this place, evaluation finds it at the same place.
+        item = int(served.items[place].item_id.removeprefix("item-"))
+        questions = Questions(target, ItemLists.from_pairs(target, np.array([item]), 120), history, history)
+        values = rank_block(scorer, questions, 0, torch.ones(300, dtype=torch.bool), (50,), EvaluateConfig())
+        assert values["mrr@50"].tolist() == pytest.approx([1 / (place + 1)])
 
 
 def test_nobody_known_gets_popular_items_marked_as_such(hand: Recommender):

@@ -29,8 +29,7 @@ class Scorer:
     def item_columns_ND(self) -> Tensor:
         """Item vectors with the item bias as one more column, (N, D + 1).
 
-        A trained user meets the column with a 1. A folded-in user gets a weight of its own for it: the ridge solution aims at 0 and 1, a scale
-        on which the bias of a softmax model would drown everything else.
+        A trained user meets the column with a 1. A folded-in user starts from the mean user, so from 1 too, and their history may move it.
         """
         return torch.cat([self.item_vectors_ND, self.item_bias_N[:, None]], dim=1)
 

@@ -1,7 +1,5 @@
 """Exact top-K over all items, seen items left out; the same function ranks in evaluation, in batch scoring and in serving."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,15 +46,3 @@ def rank(scores_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
         scores_BK = torch.nn.functional.pad(scores_BK, (0, k - num_kept), value=-torch.inf)
         items_BK = torch.nn.functional.pad(items_BK, (0, k - num_kept), value=-1)
     return scores_BK, items_BK
-
-
-def fold_in(history_indices: Sequence[int], item_vectors_ND: Tensor, item_gram_DD: Tensor, unseen_weight: float, regularization: float) -> Tensor:
-    """User vector of someone who was not in training, from the items they had: the closed-form ridge solution.
-
-    argmin_θ Σ_{i ∈ history} (1 − θᵀc_i)² + unseen_weight Σ_{i ∈ catalogue} (θᵀc_i)² + regularization ‖θ‖²
-    (Hu, Koren, Volinsky 2008, the user half-step). item_gram_DD is Σ_i c_i c_iᵀ over the catalogue. Returns (D,).
-    """
-    liked_LD = item_vectors_ND[torch.as_tensor(list(history_indices), dtype=torch.int64)]
-    width = liked_LD.shape[1]
-    normal_DD = liked_LD.T @ liked_LD + unseen_weight * item_gram_DD + regularization * torch.eye(width)
-    return torch.linalg.solve(normal_DD, liked_LD.sum(dim=0))

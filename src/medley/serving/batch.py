@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 
 from medley.bundle import BUNDLE_KIND
@@ -56,6 +57,13 @@ def score_users(bundle_uri: str, scores_root: str, k: int, users_uri: str | None
     if users.num_rows == 0:
         raise InputError(f"'{users_uri or bundle_uri}' has no rows", "at least one user", "name another file")
     users = users.select([USER_ID]).combine_chunks()
+    if num_null := users[USER_ID].null_count:
+        first_row = pc.index(pc.is_null(users[USER_ID]), True).as_py()
+        raise InputError(
+            f"'{users_uri or bundle_uri}' has {num_null} rows without a {USER_ID}, the first is row {first_row} (counted from 0)",
+            "an id in every row",
+            "fill them or leave these rows out",
+        )
     identity = fingerprint(SCORES_KIND, manifest["fingerprint"], k, users[USER_ID].to_pylist() if users_uri else None)
     uri = join_uri(scores_root, identity)
     if not exists(join_uri(uri, "manifest.json")):

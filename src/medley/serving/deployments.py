@@ -57,10 +57,10 @@ class ServeArgs(BaseModel):
     """seconds that a request waits for others to share its batch; it is added to the latency of a lonely request"""
     num_threads: int = Field(default=1, ge=1)
     """torch threads of a recommender replica, and the CPUs that Ray reserves for it"""
-    unseen_weight: float = Field(default=0.1, ge=0)
-    """fold-in: weight of the items that are not in the history"""
-    regularization: float = Field(default=1.0, gt=0)
-    """fold-in: ridge term"""
+    unseen_weight: float | None = Field(default=None, ge=0)
+    """fold-in: weight of the items that are not in the history; null: the run's evaluate.fold_in_unseen_weight"""
+    regularization: float | None = Field(default=None, gt=0)
+    """fold-in: ridge term; null: the run's evaluate.fold_in_regularization"""
 
     @field_validator("bundle")
     @classmethod

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from medley.bundle import Bundle, read_bundle
-from medley.index.search import fold_in, rank, top_k
+from medley.index.fold_in import REGULARIZATION, UNSEEN_WEIGHT, FoldInPrior, fold_in
+from medley.index.search import rank, top_k
 from medley.manifest import absolute_uri
 from medley.schema import ITEM_ID, TITLE, USER_ID, InputError
 
@@ -52,8 +53,8 @@ class RankedItem:
 class Recommendations:
     """The best items first, fewer than k where no more are left.
 
-    source: `personal` (the trained user vector; scores of the model), `fold_in` (a user vector solved from the history; scores near 1 for
-    items like those of the history, near 0 for others) or `popular` (no knowledge of the user; scores are training interactions).
+    source: `personal` (the trained user vector; scores of the model), `fold_in` (a user vector solved from the history around the mean user;
+    scores of the model without user bias and global bias) or `popular` (no knowledge of the user; scores are training interactions).
     unknown_items: ids of the request that the bundle does not hold; they were ignored.
     """
 
@@ -92,15 +93,20 @@ class _Plan:
 class Recommender:
     """A bundle in memory, ready to answer. Safe to call from several threads: nothing changes after construction.
 
-    unseen_weight, regularization: the fold-in's weight of items not in the history and its ridge term (index/search.py, `fold_in`).
-    The defaults are customary values, not measured ones: tune them for the model at hand where fold-in matters.
+    unseen_weight, regularization: the fold-in's weight of items not in the history and its ridge term (index/fold_in.py, `fold_in`).
+    None: the run's evaluate.fold_in_*, which the bundle holds, so that serving folds in as the evaluation of the run does.
 
     Ranking has two steps: 1. one float32 product of all users of a batch with all items finds each user's best k and some spare;
     2. those few are scored again in float64. Float32 sums differ in their last digits between batch sizes; step 2 makes the answer
     the same alone, in any batch and on any number of threads. Equal scores are ordered by item index.
     """
 
-    def __init__(self, bundle: Bundle, *, unseen_weight: float = 0.1, regularization: float = 1.0):
+    def __init__(self, bundle: Bundle, *, unseen_weight: float | None = None, regularization: float | None = None):
+        evaluated = bundle.config.get("evaluate", {})
+        if unseen_weight is None:
+            unseen_weight = float(evaluated.get("fold_in_unseen_weight", UNSEEN_WEIGHT))
+        if regularization is None:
+            regularization = float(evaluated.get("fold_in_regularization", REGULARIZATION))
         if unseen_weight < 0 or regularization <= 0:
             raise InputError(
                 f"fold-in with unseen_weight {unseen_weight}, regularization {regularization}", "unseen_weight ≥ 0, regularization > 0", "correct them"
@@ -117,7 +123,8 @@ class Recommender:
         self._no_bias_N = torch.zeros(len(scorer.item_vectors_ND))
         self._item_norm_N = scorer.item_vectors_ND.norm(dim=1)
         self._max_norm = float(self._item_vectors_ND.norm(dim=1).max()) if bundle.items.num_rows else 0.0
-        self._gram_DD = (self._item_vectors_ND.T @ self._item_vectors_ND).double()
+        self._gram_DD = self._item_vectors_ND.T @ self._item_vectors_ND
+        self._prior = FoldInPrior.of(scorer)
         self._item_ids: list[str] = bundle.items[ITEM_ID].to_pylist()
         self._titles: list[str | None] = bundle.items[TITLE].to_pylist()
         self._item_index = {item_id: index for index, item_id in enumerate(self._item_ids)}
@@ -136,7 +143,7 @@ class Recommender:
         )
 
     @classmethod
-    def load(cls, uri: str, *, unseen_weight: float = 0.1, regularization: float = 1.0) -> Self:
+    def load(cls, uri: str, *, unseen_weight: float | None = None, regularization: float | None = None) -> Self:
         """The recommender of a bundle folder; a missing, foreign or changed one is an InputError."""
         return cls(read_bundle(absolute_uri(uri)), unseen_weight=unseen_weight, regularization=regularization)
 
@@ -218,12 +225,11 @@ class Recommender:
             return "personal", self._user_vectors_VD[index], float(self._user_offset_V[index])
         if index is not None:  # came after training: what they had by the time of the bundle is their history
             history = np.union1d(history, self._seen.of(index)).astype(np.int64)
-        liked_LD = self._item_vectors_ND[torch.from_numpy(history)].double()
+        history_LD = self._item_vectors_ND[torch.from_numpy(history)]
         # Items without a direction (the vectors of a popularity model) say nothing about a taste.
-        if not liked_LD[:, :-1].any():
+        if not history_LD[:, :-1].any():
             return "popular", None, 0.0
-        user_vector_D = fold_in(range(len(liked_LD)), liked_LD, self._gram_DD, self.unseen_weight, self.regularization)
-        return "fold_in", user_vector_D.float(), 0.0
+        return "fold_in", fold_in(history_LD, self._gram_DD, self._prior, self.unseen_weight, self.regularization), 0.0
 
     def _search(self, plans: Sequence[_Plan]) -> list[np.ndarray]:
         """For each plan the indices of a few more items than k, its k best in exact arithmetic surely among them."""

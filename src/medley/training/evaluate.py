@@ -16,8 +16,9 @@ from torch import Tensor
 
 from medley.data.item_lists import ItemLists
 from medley.data.prepared import Interactions, PreparedData
+from medley.index.fold_in import REGULARIZATION, UNSEEN_WEIGHT, FoldInPrior, fold_in
 from medley.index.scorer import Scorer
-from medley.index.search import fold_in, top_k
+from medley.index.search import top_k
 from medley.metrics import mae, mean_over_users, ranking_metrics, rmse
 from medley.schema import SPLITS
 
@@ -37,10 +38,10 @@ class EvaluateConfig(BaseModel):
     given_share: float = Field(default=0.0, ge=0, lt=1)
     """share of the relevant items of users without train interactions that is given to the model as their history (the first ones by time);
     the rest is to be found. 0: such users are ranked by what the model knows without any history"""
-    fold_in_unseen_weight: float = Field(default=0.1, ge=0)
-    """weight of the items a folded-in user did not have"""
-    fold_in_regularization: float = Field(default=1.0, gt=0)
-    """strength of the pull of a folded-in vector to zero"""
+    fold_in_unseen_weight: float = Field(default=UNSEEN_WEIGHT, ge=0)
+    """how strongly a folded-in user keeps the mean user's scores of the whole catalogue; a bundle of the run serves with it"""
+    fold_in_regularization: float = Field(default=REGULARIZATION, gt=0)
+    """strength of the pull of a folded-in vector to the mean user's; a bundle of the run serves with it"""
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ def _user_columns(scorer: Scorer, item_columns_ND: Tensor, questions: Questions,
     columns_BD = scorer.user_columns_VD[torch.from_numpy(users.astype(np.int64))]
     lengths = questions.given.lengths[users]
     if lengths.any() and scorer.item_vectors_ND.any():
-        gram_DD = item_columns_ND.T @ item_columns_ND
+        gram_DD, prior = item_columns_ND.T @ item_columns_ND, FoldInPrior.of(scorer)
         for row in np.flatnonzero(lengths):
-            history = questions.given.of(users[row]).tolist()
-            columns_BD[row] = fold_in(history, item_columns_ND, gram_DD, config.fold_in_unseen_weight, config.fold_in_regularization)
+            history_LD = item_columns_ND[torch.from_numpy(questions.given.of(users[row]).astype(np.int64))]
+            columns_BD[row] = fold_in(history_LD, gram_DD, prior, config.fold_in_unseen_weight, config.fold_in_regularization)
     return columns_BD
 
 
