@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from medley.data.split import SplitConfig, assign_split, split_kind
+from medley.data.leaks import check_leaks
+from medley.data.split import SplitConfig, assign_split, held_out_parts, keep_together, split_kind
 from medley.schema import InputError
 
 TIME_TYPE = pa.timestamp("us", tz="UTC")
@@ -15,7 +16,7 @@ TIME_TYPE = pa.timestamp("us", tz="UTC")
 
 def interactions(**columns: Any) -> pa.Table:
     """A table of these columns, `timestamp` as microseconds and `split` as strings."""
-    types = {"timestamp": TIME_TYPE, "split": pa.string()}
+    types = {"timestamp": TIME_TYPE, "split": pa.string(), "user_index": pa.int32(), "item_index": pa.int32()}
     return pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
 
 
@@ -56,7 +57,7 @@ def test_random_takes_the_exact_shares_and_only_the_seed_decides():
 
 
 def test_random_is_the_same_on_every_machine():
-    assert parts(interactions(user_id=["u"] * 10), seed=0, kind="random") == [0, 0, 1, 0, 2, 0, 0, 0, 0, 0]
+    assert parts(interactions(user_id=["u"] * 10), seed=0, kind="random") == [0, 0, 2, 0, 0, 0, 0, 1, 0, 0]
 
 
 def test_shipped_parts_are_taken_as_they_are():
@@ -104,3 +105,71 @@ def test_times_that_some_rows_lack_are_refused():
 def test_shares_that_leave_a_part_empty_are_refused(shares: dict[str, float]):
     with pytest.raises(ValidationError):
         SplitConfig(**shares)
+
+
+@pytest.mark.parametrize("kind", ["random", "time"])
+def test_shares_are_met_exactly_where_their_floats_fall_short(kind: str):
+    # 10 rows: 0.6 of a row is valid and rounds to none before the cut at 8; in floats (1 - 0.06 - 0.14) * 10 is 7.99…, one row too few for train.
+    table = interactions(timestamp=list(range(10)))
+    assert sorted(parts(table, kind=kind, valid_share=0.06, test_share=0.14)) == [0] * 8 + [2] * 2
+
+
+def test_last_out_takes_each_users_last_row_for_test_and_the_one_before_for_valid():
+    # user 0 has four rows, two of them at the last moment (the larger item is the later), user 1 three, user 2 two.
+    table = interactions(user_index=[0, 0, 0, 0, 1, 1, 1, 2, 2], item_index=[9, 1, 2, 3, 5, 6, 7, 8, 9], timestamp=[1, 2, 4, 4, 30, 20, 10, 1, 2])
+    assert parts(table, kind="last_out") == [0, 0, 1, 2, 2, 1, 0, 0, 0]
+    assert parts(table, kind="last_out", last_out=1) == [0, 0, 0, 1, 1, 0, 0, 0, 1]
+
+
+def test_last_out_needs_times():
+    with pytest.raises(InputError, match=r"data\.split\.kind=last_out, but the interactions have no values in column 'timestamp'"):
+        parts(interactions(user_index=[0], item_index=[0]), kind="last_out")
+
+
+def test_held_out_items_are_chosen_by_seed_and_id_alone():
+    config = SplitConfig(cold_item_share=0.2, valid_share=0.1, test_share=0.3)
+    ids = [f"item {number}" for number in range(4000)]
+    chosen = held_out_parts(ids, config, seed=0, has_test=True)
+    # 800 expected, a quarter of them valid; three standard deviations are 76 and 37.
+    assert abs(int((chosen >= 0).sum()) - 800) < 76
+    assert abs(int((chosen == 1).sum()) - 200) < 42
+    assert held_out_parts([*ids[::-1], "one more"], config, 0, has_test=True)[:-1].tolist() == chosen[::-1].tolist()
+    assert held_out_parts(ids, config, 1, has_test=True).tolist() != chosen.tolist()
+    without_test = held_out_parts(ids, config, 0, has_test=False)
+    assert set(without_test.tolist()) == {-1, 1}
+    assert ((without_test >= 0) == (chosen >= 0)).all()
+
+
+def test_twins_are_kept_in_the_part_of_the_first_of_them():
+    part, users, items = np.array([2, 0, 1, 0, 1]), np.array([5, 5, 5, 6, 5]), np.array([1, 1, 2, 1, 1])
+    assert keep_together(part, users, items).tolist() == [2, 2, 1, 0, 2]
+
+
+NOTHING_HELD_OUT = np.full(4, -1, dtype=np.int8)
+
+
+def leaks(kind: str, part: list[int], users: list[int], items: list[int], times: list[int] | None, held_out: np.ndarray = NOTHING_HELD_OUT) -> None:
+    check_leaks(kind, np.array(part, dtype=np.int8), np.array(users), np.array(items), None if times is None else np.array(times), held_out)
+
+
+def test_splits_that_are_apart_pass_the_leak_check():
+    leaks("time", [0, 0, 1, 2], [0, 1, 0, 0], [0, 1, 1, 2], [1, 2, 3, 4])
+    leaks("shipped", [0, 1, 2], [0, 0, 0], [0, 0, 0], [3, 2, 1])
+    leaks("random", [2, 1, 0], [0, 0, 0], [0, 1, 2], None)
+
+
+@pytest.mark.parametrize("times", [None, [7, 7]])
+def test_a_row_in_two_splits_is_a_leak(times: list[int] | None):
+    with pytest.raises(InputError, match=r"1 interactions stand in two splits, the first \(user number 3, item number 2\) in train and test"):
+        leaks("shipped", [2, 0], [3, 3], [2, 2], times)
+
+
+@pytest.mark.parametrize(("kind", "times", "message"), [("time", [1, 5, 4], "1 train rows are not before"), ("last_out", [1, 5, 4], "before a train row")])
+def test_train_rows_after_the_cut_are_a_leak(kind: str, times: list[int], message: str):
+    with pytest.raises(AssertionError, match=message):
+        leaks(kind, [0, 0, 1], [0, 0, 0], [0, 1, 2], times)
+
+
+def test_a_held_out_item_in_train_is_a_leak():
+    with pytest.raises(AssertionError, match="rows of held-out items"):
+        leaks("random", [0, 1], [0, 1], [2, 3], None, np.array([-1, -1, 1, 1], dtype=np.int8))

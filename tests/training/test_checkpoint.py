@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 import torch
 
@@ -118,6 +119,56 @@ def test_all_checkpoints_damaged_is_refused_instead_of_a_silent_start_from_nothi
     assert message.startswith(f"no checkpoint of '{tmp_path}' is whole (step-00000004: file 'state.json'")
     assert "step-00000002: file 'state.json'" in message
     assert message.endswith("expected at least one good checkpoint; restore one, or start anew with --fresh")
+
+
+@pytest.fixture
+def written_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that pyarrow does not know as local, as an object store is: folders are written in place."""
+    storage = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem())
+    for module in ("medley.manifest", "medley.training.checkpoint"):
+        monkeypatch.setattr(f"{module}.open_storage", lambda uri: (storage, uri.removeprefix("/")))
+
+
+def test_a_crash_in_the_first_checkpoint_on_an_object_store_leaves_nothing_to_resume(
+    written_in_place: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / write(tmp_path, 2) / "manifest.json").unlink()
+    with caplog.at_level(logging.WARNING, logger="medley.training.checkpoint"):
+        assert read_newest(str(tmp_path)) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "checkpoint step-00000002 counts as absent: it has no manifest.json, so its writing never ended"
+    ]
+
+
+def test_a_lost_manifest_on_local_storage_is_damage_and_refused(tmp_path: Path) -> None:
+    (tmp_path / write(tmp_path, 2) / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"is whole \(step-00000002: .*has no manifest\.json"):
+        read_newest(str(tmp_path))
+
+
+def test_a_used_folder_on_an_object_store_without_a_good_checkpoint_is_refused(written_in_place: None, tmp_path: Path) -> None:
+    first, second = write(tmp_path, 2), write(tmp_path, 4)
+    (tmp_path / second / "manifest.json").unlink()
+    newest = read_newest(str(tmp_path))
+    assert newest is not None
+    assert newest.name == first
+    flip_byte(tmp_path / first / "state.json")
+    with pytest.raises(InputError, match=r"is whole \(step-00000004: no manifest\.json; step-00000002: file 'state\.json'"):
+        read_newest(str(tmp_path))
+    (tmp_path / first / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"is whole \(step-00000002: no manifest\.json; step-00000004: no manifest\.json\)"):
+        read_newest(str(tmp_path))
+
+
+def test_an_unfinished_checkpoint_on_an_object_store_does_not_push_out_a_good_one(written_in_place: None, tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        write(tmp_path, step)
+    (tmp_path / "step-00000006" / "manifest.json").unlink()
+    remove_old(str(tmp_path), keep=1, best=None)
+    newest = read_newest(str(tmp_path))
+    assert newest is not None
+    assert newest.name == "step-00000004"
+    assert not (tmp_path / "step-00000002").exists()
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_a_missing_prepared_set_is_refused_and_what_differs_is_named(ray_session
     shutil.copytree(tiny_prepared, tmp_path / "prepared" / name)
     for changes, named in [
         ({"seed": 7}, "seed"),
-        ({"data.media.image_max_side_pixels": 32, "data.k_core.users": 2}, "data.media.image_max_side_pixels, data.k_core.users"),
+        ({"data.media.image_max_side_pixels": 32, "data.k_core.users": 2}, "data.k_core.users, data.media.image_max_side_pixels"),
     ]:
         with pytest.raises(InputError, match=rf"and seed \('{name}' differs in {named}\); "):
             fit(override_run(tiny_run("lost"), {**stored, **changes}))

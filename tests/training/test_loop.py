@@ -194,13 +194,26 @@ def test_a_run_goes_on_from_a_checkpoint_within_an_epoch_bit_by_bit(planted: Pre
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}" for step in (3, 6, 7, 9, 12, 14)]
     checkpoint = read_checkpoint(str(tmp_path), "step-00000009")
     assert (checkpoint.progress.epoch, checkpoint.progress.global_batch) == (1, 2)
+    assert checkpoint.progress.step_losses == whole.history[1]["step_losses"][:2]
+    assert read_checkpoint(str(tmp_path), "step-00000014").progress.step_losses == []
     training = training_of(planted, "text", **settings)
     training.engine.model.load_state_dict(checkpoint.model.weights)
     training.engine.restore(checkpoint.model, prime=None)
     resumed = train(training, checkpoint.progress)
-    assert resumed.history[1]["first_step"] == 9
-    assert resumed.history[1]["step_losses"] == whole.history[1]["step_losses"][2:]
-    assert resumed.history[1]["valid"] == whole.history[1]["valid"]
+    for field in ("epoch", "first_step", "step_losses", "loss", "valid"):
+        assert [epoch[field] for epoch in resumed.history] == [epoch[field] for epoch in whole.history]
+
+
+def test_an_epoch_resumed_twice_keeps_the_losses_of_all_its_parts(planted: PreparedData, tmp_path: Path) -> None:
+    settings = {**DROPOUTS, "checkpoint_every_steps": 2, "keep_checkpoints": 9, "epochs": 1}
+    whole = train(training_of(planted, "text", tmp_path, **settings), Progress())
+    for step in (2, 4):  # the second resume starts from what the first one wrote
+        checkpoint = read_checkpoint(str(tmp_path), f"step-{step:08d}")
+        training = training_of(planted, "text", tmp_path, **settings)
+        training.engine.model.load_state_dict(checkpoint.model.weights)
+        training.engine.restore(checkpoint.model, prime=None)
+        resumed = train(training, checkpoint.progress)
+        assert resumed.history[0]["step_losses"] == whole.history[0]["step_losses"]
 
 
 @pytest.mark.parametrize("metric", ["ndcg", "ndcg@0", "auc@10", "ndcg@ten"])

@@ -5,18 +5,32 @@ checkpoints/step-00000120/
     optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq
     scorer.safetensors      user and item vectors at that moment; only where an epoch ended
     state.json              position in the plan, steps taken, metrics so far, world size, ZeRO stage
-    manifest.json           hashes; a checkpoint without it does not exist
+    manifest.json           hashes, written last
 """
 
 import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow.fs as pafs
 import torch
 from safetensors.torch import load, save
 
 from medley.index.scorer import Scorer
-from medley.manifest import join_uri, list_folder, open_storage, read_bytes, read_json, read_manifest, staged_folder, verify_files, write_bytes, write_json
+from medley.manifest import (
+    MANIFEST,
+    exists,
+    join_uri,
+    list_folder,
+    open_storage,
+    read_bytes,
+    read_json,
+    read_manifest,
+    staged_folder,
+    verify_files,
+    write_bytes,
+    write_json,
+)
 from medley.schema import InputError
 from medley.training.engine import ModelState
 
@@ -37,6 +51,8 @@ class Progress:
     best_checkpoint: str | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     """one entry per finished epoch: losses and validation metrics"""
+    step_losses: list[float] = field(default_factory=list)
+    """losses over all ranks of the steps done in the unfinished epoch; brought up to date where a checkpoint is written within it"""
 
 
 @dataclass(frozen=True)
@@ -71,16 +87,24 @@ def read_checkpoint(folder: str, name: str) -> Checkpoint:
 
 
 def read_newest(folder: str) -> Checkpoint | None:
-    """The newest good checkpoint; damaged ones are skipped with their reason. None only in a folder that has none at all."""
-    names = checkpoint_names(folder)
+    """The newest good checkpoint; damaged and unfinished ones are skipped with their reason.
+
+    None only where no checkpoint was ever finished: an empty folder, or one with the lone unfinished checkpoint that a crash leaves on an object store.
+    """
     reasons = []
-    for name in reversed(names):
+    committed = checkpoint_names(folder)
+    unfinished = [name for name in _step_folders(folder) if name not in committed]
+    for name in unfinished:
+        logger.warning("checkpoint %s counts as absent: it has no %s, so its writing never ended", name, MANIFEST)
+        reasons.append(f"{name}: no {MANIFEST}")
+    for name in reversed(committed):
         try:
             return read_checkpoint(folder, name)
         except InputError as error:
             logger.warning("checkpoint %s is not used: %s", name, error)
             reasons.append(f"{name}: {error}")
-    if names:
+    # A checkpoint begins only after the one before was committed: more than one without a manifest means that manifests were lost.
+    if committed or len(unfinished) > 1:
         raise InputError(
             f"no checkpoint of '{folder}' is whole ({'; '.join(reasons)})", "at least one good checkpoint", "restore one, or start anew with --fresh"
         )
@@ -88,7 +112,14 @@ def read_newest(folder: str) -> Checkpoint | None:
 
 
 def checkpoint_names(folder: str) -> list[str]:
-    """Committed checkpoints, oldest first."""
+    """Committed checkpoints, oldest first. On local storage the rename commits: one that lacks its manifest there was damaged later."""
+    names = _step_folders(folder)
+    if isinstance(open_storage(folder)[0], pafs.LocalFileSystem):
+        return names
+    return [name for name in names if exists(join_uri(folder, name, MANIFEST))]
+
+
+def _step_folders(folder: str) -> list[str]:
     return [name for name in list_folder(folder) if name.startswith("step-") and ".tmp-" not in name]
 
 

@@ -79,7 +79,8 @@ def train(training: Training, progress: Progress) -> Progress:
 def train_epoch(training: Training, progress: Progress) -> Scorer:
     """The rest of one epoch and its validation; moves `progress` to the next epoch. Returns the scorer of the model as it is then."""
     started, num_rows, losses = time.monotonic(), 0, []
-    first_step = progress.step
+    earlier = progress.step_losses  # of the same epoch, when it was resumed within
+    first_step = progress.step - len(earlier)
     for batches in training.stream.global_batches(progress.epoch, progress.global_batch, training.seat.micro_batches(training.config.num_micro_batches)):
         num_rows += training.plan.num_rows_in(progress.global_batch)
         losses.append(train_step(training, batches, progress.step))
@@ -89,8 +90,9 @@ def train_epoch(training: Training, progress: Progress) -> Scorer:
             _log_step(training, progress, _mean_over_ranks(training, losses[-training.config.log_every_steps :]), num_rows, time.monotonic() - started)
         every = training.config.checkpoint_every_steps
         if every and progress.step % every == 0 and progress.global_batch < training.plan.num_global_batches:
+            progress.step_losses = earlier + _mean_over_ranks(training, losses)
             _save(training, progress, None)
-    step_losses = _mean_over_ranks(training, losses)
+    step_losses = earlier + _mean_over_ranks(training, losses)
     train_seconds = time.monotonic() - started
     scorer, metrics = validate(training)
     epoch_record = {
@@ -99,14 +101,14 @@ def train_epoch(training: Training, progress: Progress) -> Scorer:
         "step_losses": step_losses,
         "first_step": first_step,
         "rows_per_second": num_rows / train_seconds,
-        "steps_per_second": len(step_losses) / train_seconds,
+        "steps_per_second": len(losses) / train_seconds,
         "train_seconds": train_seconds,
         "validation_seconds": time.monotonic() - started - train_seconds,
         "peak_memory_megabytes": peak_memory_megabytes(),
         "valid": metrics,
     }
     progress.history.append(epoch_record)
-    progress.epoch, progress.global_batch = progress.epoch + 1, 0
+    progress.epoch, progress.global_batch, progress.step_losses = progress.epoch + 1, 0, []
     _note_best(progress, metrics.get(training.config.metric))
     _log_epoch(training, progress, epoch_record)
     return scorer

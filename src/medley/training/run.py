@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 RUN_KIND = "run"
 
+FOLD_IN_FIELDS = ("given_share", "fold_in_unseen_weight", "fold_in_regularization")
+"""Settings of `evaluate` that move the validation metric; where nothing is given to fold in, only the first."""
+
 WEIGHTS_FILE = "weights.safetensors"
 """What `train.start_from` reads of a finished folder: a run's best weights, or those a search leaves for its winner."""
 
@@ -91,16 +94,16 @@ def run_fingerprint(run: Run, data: PreparedData) -> str:
     training = values["train"]
     if run.train.start_from:
         training["start_from"] = _start_manifest(run.train.start_from)["fingerprint"]
-    return fingerprint(RUN_KIND, data.identity, values["model"], values["loss"], training, values["evaluate"]["given_share"], run.seed)
+    return fingerprint(RUN_KIND, data.identity, values["model"], values["loss"], training, values["evaluate"], run.seed)
 
 
 def _deciding(values: dict[str, Any]) -> dict[str, Any]:
-    """Of a Run's plain values those that decide what is trained."""
+    """Of a Run's plain values those that decide what is trained and which epoch is the best."""
     training = {key: value for key, value in values["train"].items() if key not in HOLDING_FIELDS}
     return {
         **{key: values[key] for key in ("data", "model", "loss", "seed")},
         "train": training,
-        "evaluate": {"given_share": values["evaluate"]["given_share"]},
+        "evaluate": {key: values["evaluate"][key] for key in (FOLD_IN_FIELDS if values["evaluate"]["given_share"] else FOLD_IN_FIELDS[:1])},
     }
 
 
@@ -164,7 +167,9 @@ def _claim(run: Run, identity: str) -> dict[str, Any] | None:
     if exists(config_uri):
         found = read_json(config_uri)
         if found["fingerprint"] != identity:
-            changed = sorted(_differences(_deciding(found["run"]), _deciding(dump_run(run))))
+            before, now = found["run"], dump_run(run)
+            # Both: settings that a changed given_share brings into play need not have changed themselves.
+            changed = sorted(_differences(_deciding(before), _deciding(now)) & _differences(before, now))
             raise InputError(
                 f"run '{run.name}' in '{run.storage}' was made with other {', '.join(changed[:6]) or 'data'}",
                 "the same settings and data to resume it",
