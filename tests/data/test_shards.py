@@ -1,13 +1,17 @@
 """Items are read by number from their shards, in the order asked for, or refused by the shard's name."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from medley.data import shards
 from medley.data.clean import clean_shard
 from medley.data.shards import ITEMS_PER_SHARD, ItemStore
 from medley.data.tables import Tables, open_tables
@@ -91,3 +95,47 @@ def test_a_missing_shard_is_refused_by_name(tables: Tables, tmp_path: Path):
     (tmp_path / "items" / "part-00002.arrow").unlink()
     with pytest.raises(InputError, match=r"part-00002\.arrow"):
         store.take(np.array([NUM_ITEMS - 1]), ["text"])
+
+
+@pytest.fixture
+def remote_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage of this machine behind a file system that is not pyarrow's local one, as an object store's is not."""
+    remote = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("file")))
+    monkeypatch.setattr(shards, "open_storage", lambda uri: (remote, uri))
+
+
+@pytest.mark.usefixtures("remote_storage")
+def test_a_remote_shard_is_copied_once_a_node_and_then_read_from_the_copy(tables: Tables, tmp_path: Path):
+    first = write_shards(tables, tmp_path / "remote")
+    cache = tmp_path / "cache"
+    store = ItemStore(first.uri, first.files, str(cache))
+    assert not cache.exists()
+    assert store.take(np.array([300]), ["text"])["text"].to_pylist() == ["text 300"]
+    assert [path.name for path in cache.iterdir()] == [f"medley-{first.files['items/part-00001.arrow']['sha256']}.arrow"]
+    (tmp_path / "remote" / "items" / "part-00001.arrow").unlink()
+    of_other_process = ItemStore(first.uri, first.files, str(cache))
+    assert of_other_process.take(np.array([301]), ["text"])["text"].to_pylist() == ["text 301"]
+
+
+@pytest.mark.usefixtures("remote_storage")
+def test_a_damaged_copy_is_made_again_and_a_damaged_original_is_refused(tables: Tables, tmp_path: Path):
+    first = write_shards(tables, tmp_path / "remote")
+    cache = tmp_path / "cache"
+    ItemStore(first.uri, first.files, str(cache)).take(np.array([0]), ["text"])
+    (copy,) = cache.iterdir()
+    copy.write_bytes(copy.read_bytes()[:-100])
+    assert ItemStore(first.uri, first.files, str(cache)).take(np.array([7]), ["text"])["text"].to_pylist() == ["text 7"]
+    original = tmp_path / "remote" / "items" / "part-00002.arrow"
+    original.write_bytes(original.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"part-00002\.arrow"):
+        ItemStore(first.uri, first.files, str(cache)).take(np.array([NUM_ITEMS - 1]), ["text"])
+
+
+@pytest.mark.usefixtures("remote_storage")
+def test_threads_that_copy_the_same_shards_at_once_all_read_whole_ones(tables: Tables, tmp_path: Path):
+    first = write_shards(tables, tmp_path / "remote")
+    stores = [ItemStore(first.uri, first.files, str(tmp_path / "cache")) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda store: store.take(np.arange(NUM_ITEMS), ["text"])["text"].to_pylist(), stores))
+    assert found == [[f"text {number}" for number in range(NUM_ITEMS)]] * 4
+    assert len(list((tmp_path / "cache").iterdir())) == 3

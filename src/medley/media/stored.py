@@ -1,0 +1,44 @@
+"""What a prepared set stores, JPEG and 16-bit FLAC: written by the cleaning, read without checks by training. All are thread-safe."""
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def encode_jpeg(image_CHW: "Tensor | np.ndarray", quality: int) -> bytes:
+    """A uint8 RGB image as JPEG bytes."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(np.asarray(image_CHW).transpose(1, 2, 0))).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def decode_jpeg(data: bytes) -> "Tensor":
+    """JPEG bytes that `encode_jpeg` wrote as a uint8 RGB tensor (C, H, W); no limits, no checks."""
+    import torch
+    from torchvision.io import ImageReadMode
+    from torchvision.io import decode_jpeg as decode
+
+    return decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+
+
+def encode_flac(samples_S: "Tensor | np.ndarray", sample_rate_hz: int) -> bytes:
+    """Float samples in [-1, 1] as FLAC bytes of 16 bits; values outside are clipped."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.asarray(samples_S), sample_rate_hz, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def decode_flac(data: bytes) -> "Tensor":
+    """FLAC bytes that `encode_flac` wrote as float32 samples (S,); no limits, no checks."""
+    import soundfile
+    import torch
+
+    return torch.from_numpy(soundfile.read(io.BytesIO(data), dtype="float32")[0])
