@@ -64,8 +64,11 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("column", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("num_rows", pa.int64()),
+        pa.field("shard", pa.string()),
+        pa.field("row", pa.int64()),
     ]
 )
+"""What was left out, or counted as missing. shard, row: where it stands in the tables, row from 0; null in a line that counts several rows."""
 
 
 class InputError(ValueError):

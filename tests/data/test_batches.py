@@ -9,6 +9,7 @@ from medley.data.plan import Plan
 from medley.data.prepared import PreparedData
 from medley.encoders import Encoder
 from medley.encoders.features import FeaturesEncoder
+from medley.encoders.resnet import ResNetConfig
 from medley.encoders.tags import TagsEncoder
 from medley.schema import Batch
 
@@ -126,13 +127,37 @@ def test_attributes_are_categories_from_one_with_zero_for_unknown(data: Prepared
     assert batch.attributes_B["country"].tolist() == [1, 2, 0]
 
 
-def test_items_of_a_window_are_those_of_its_micro_batches(data: PreparedData):
+def windows(made: BatchMaker, start: int, micro_batches: list[int], max_global_batches: int = 9, max_items: int = 99) -> list[tuple[int, int, list[int]]]:
+    return [(first, stop, items.tolist()) for first, stop, items in made.windows(0, start, micro_batches, max_global_batches, max_items)]
+
+
+def test_items_of_a_global_batch_are_those_of_its_micro_batches(data: PreparedData):
     made = maker(data, micro_batch_size=1)  # three global batches of two micro-batches: rows 0 1, 2 3, 4 5
-    assert made.items_of(0, 0, 3, [0]).tolist() == [1, 3, 4]
-    assert made.items_of(0, 0, 1, [0, 1]).tolist() == [0, 1]
-    with_history = maker(data, micro_batch_size=1, history_length=5)
-    assert with_history.items_of(0, 2, 3, [0]).tolist() == [1, 3, 4]
-    assert maker(data, whole_catalogue=True).items_of(0, 0, 1, [0]).tolist() == [0, 1, 2, 3, 4]
+    assert made.items_of(0, 0, [0, 1]).tolist() == [0, 1]
+    assert made.items_of(0, 1, [0, 1]).tolist() == [3]
+    assert maker(data, micro_batch_size=1, history_length=5).items_of(0, 2, [0]).tolist() == [1, 3, 4]
+    assert maker(data, whole_catalogue=True).items_of(0, 0, [0]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_window_has_the_items_of_its_global_batches_once(data: PreparedData):
+    made = maker(data, micro_batch_size=1)
+    assert windows(made, 0, [0]) == [(0, 3, [1, 3, 4])]
+    assert windows(made, 0, [0, 1], max_global_batches=2) == [(0, 2, [0, 1, 3]), (2, 3, [4])]
+    assert windows(made, 2, [0, 1]) == [(2, 3, [4])]
+    assert windows(made, 3, [0, 1]) == []
+
+
+def test_a_window_ends_before_its_items_are_too_many_and_holds_one_global_batch_at_least(data: PreparedData):
+    made = maker(data, micro_batch_size=1)
+    assert windows(made, 0, [0, 1], max_items=3) == [(0, 2, [0, 1, 3]), (2, 3, [4])]
+    assert windows(made, 0, [0, 1], max_items=2) == [(0, 1, [0, 1]), (1, 3, [3, 4])]
+    assert windows(made, 0, [0, 1], max_items=1) == [(0, 1, [0, 1]), (1, 2, [3]), (2, 3, [4])]
+
+
+def test_the_whole_catalogue_is_fetched_once_a_window_however_large(data: PreparedData):
+    made = maker(data, micro_batch_size=1, whole_catalogue=True)
+    assert windows(made, 0, [0], max_items=1) == [(0, 3, [0, 1, 2, 3, 4])]
+    assert [window[:2] for window in windows(made, 0, [0], max_global_batches=2)] == [(0, 2), (2, 3)]
 
 
 def test_every_item_that_a_batch_names_is_in_its_window(data: PreparedData):
@@ -140,7 +165,18 @@ def test_every_item_that_a_batch_names_is_in_its_window(data: PreparedData):
     for number in range(3):
         for micro in range(2):
             batch = made.batch((0, number, micro), PREPARED, ENCODERS)
-            assert batch.item_index_U.tolist() == made.items_of(0, number, number + 1, [micro]).tolist()
+            assert batch.item_index_U.tolist() == made.items_of(0, number, [micro]).tolist()
+
+
+def test_pictures_are_stacked_whatever_their_layout_in_memory():
+    encoder = ResNetConfig(side_pixels=16, width=8).build({}, pretrained=False)
+    pixels_HWC = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8)
+    channels_last, channels_first = pixels_HWC.permute(2, 0, 1), (255 - pixels_HWC).permute(2, 0, 1).contiguous()
+    items = PreparedItems({0: {"image": {"pixels": channels_last}}, 1: {"image": {"pixels": channels_last}}, 2: {"image": {"pixels": channels_first}}})
+    for indices, expected in (([0, 1], [channels_last, channels_last]), ([1, 2], [channels_last, channels_first])):
+        stacked, present = items.stack(np.array(indices), {"image": encoder})
+        assert torch.equal(stacked["image"]["pixels"], torch.stack(expected))
+        assert present["image"].tolist() == [True, True]
 
 
 def test_a_user_batch_has_the_histories_at_the_end_of_training(data: PreparedData):

@@ -1,11 +1,39 @@
 """The plan: every row once per epoch, in an order that only the seed and the epoch decide."""
 
+import itertools
+import time
+import tracemalloc
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
-from medley.data.plan import Plan, derive_seed, epoch_order
+from medley.data import plan as plan_module
+from medley.data.plan import BLOCKS_PER_WINDOW, ROWS_PER_BLOCK, Plan, derive_seed, shuffled_rows
 
 SIZES = [(1, 1, 1), (1, 4, 4), (3, 4, 4), (4, 4, 4), (15, 4, 4), (16, 4, 4), (17, 4, 4), (1000, 7, 3), (1000, 512, 8)]
+ROWS_PER_WINDOW = ROWS_PER_BLOCK * BLOCKS_PER_WINDOW
+
+
+def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """A whole epoch's rows in their order."""
+    return shuffled_rows(num_rows, seed, epoch, 0, num_rows)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Windows of 3 blocks of 4 rows, so that small numbers of rows fill many of them."""
+    monkeypatch.setattr(plan_module, "ROWS_PER_BLOCK", 4)
+    monkeypatch.setattr(plan_module, "BLOCKS_PER_WINDOW", 3)
+    forget_orders()
+    yield
+    forget_orders()
+
+
+def forget_orders() -> None:
+    """As in a process of its own."""
+    plan_module._window.cache_clear()
+    plan_module._block_order.cache_clear()
 
 
 def micro_batches(plan: Plan, epoch: int) -> dict[tuple[int, int], list[int]]:
@@ -44,7 +72,7 @@ def test_ranks_share_out_the_same_micro_batches_whatever_their_number(world_size
     expected = micro_batches(plan, epoch=2)
     taken = {}
     for rank in range(world_size):
-        epoch_order.cache_clear()  # every rank is a process of its own
+        forget_orders()  # every rank is a process of its own
         own = Plan(101, 5, 4, seed=3)
         taken |= {(number, micro): own.rows(2, number, micro).tolist() for number in range(own.num_global_batches) for micro in range(rank, 4, world_size)}
     assert taken == expected
@@ -57,11 +85,16 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 def test_orders_and_seeds_are_those_of_every_machine_and_process():
     # Hard-coded: a run that was started elsewhere, or last year, must be resumed in the same order.
-    assert epoch_order(10, 7, 0).tolist() == [7, 8, 0, 6, 5, 3, 4, 2, 1, 9]
-    assert epoch_order(10, 7, 1).tolist() == [5, 0, 9, 3, 2, 8, 1, 6, 7, 4]
-    assert Plan(10, 2, 2, seed=7).rows(0, 0, 0).tolist() == [7, 8]
-    assert derive_seed(0, "order", 0) == 6230928577095065118
-    assert Plan(10, 2, 2, seed=7).step_seed(1, 2, 3) == derive_seed(7, "step", 1, 2, 3) == 8885520690569016853
+    assert epoch_order(10, 7, 0).tolist() == [9, 8, 7, 5, 4, 0, 3, 1, 6, 2]
+    assert epoch_order(10, 7, 1).tolist() == [5, 7, 2, 8, 1, 3, 9, 4, 6, 0]
+    assert Plan(10, 2, 2, seed=7).rows(0, 0, 0).tolist() == [9, 8]
+    assert derive_seed(0, "order", 0) == 6741988865739157799
+    assert Plan(10, 2, 2, seed=7).step_seed(1, 2, 3) == derive_seed(7, "step", 1, 2, 3) == 309421074260108494
+
+
+def test_a_purpose_that_ends_in_zeros_has_a_seed_of_its_own():
+    seeds = [derive_seed(1), derive_seed(1, 0), derive_seed(1, "x"), derive_seed(1, "x", 0), derive_seed(1, "x", 0, 0)]
+    assert len(set(seeds)) == 5
 
 
 def test_seeds_of_different_purposes_and_places_differ_and_fit_in_63_bits():
@@ -74,15 +107,76 @@ def test_seeds_of_different_purposes_and_places_differ_and_fit_in_63_bits():
 
 def test_the_order_cannot_be_changed_by_who_asks_for_it():
     with pytest.raises(ValueError, match="read-only"):
-        epoch_order(10, 0, 0)[0] = 5
+        shuffled_rows(10, 0, 0, 0, 10)[0] = 5
     assert Plan(10, 2, 2, seed=0).rows(0, 0, 0).dtype == np.int64
 
 
-@pytest.mark.parametrize(
-    ("start", "expected"),
-    [(0, [(0, 4), (4, 8), (8, 10)]), (3, [(3, 4), (4, 8), (8, 10)]), (4, [(4, 8), (8, 10)]), (9, [(9, 10)]), (10, [])],
-)
-def test_a_late_start_only_shortens_the_first_window(start: int, expected: list[tuple[int, int]]):
-    plan = Plan(num_rows=37, micro_batch_size=2, num_micro_batches=2, seed=0)
-    assert plan.num_global_batches == 10
-    assert list(plan.windows(start, window_global_batches=4)) == expected
+@pytest.mark.parametrize("draw", range(30))
+@pytest.mark.usefixtures("small_blocks")
+def test_after_20_kills_anywhere_and_resumes_at_other_world_sizes_no_row_is_missing_or_twice(draw: int):
+    random = np.random.default_rng(draw)
+    num_rows, micro_batch_size, seed = (int(random.integers(1, high)) for high in (300, 10, 2**40))
+    kills, world_sizes = random.integers(0, 10**6, 20).tolist(), random.choice([1, 2, 4], 21).tolist()
+    whole = Plan(num_rows, micro_batch_size, 4, seed)
+    trained: list[list[int]] = []
+    stops = sorted(kill % (whole.num_global_batches + 1) for kill in kills)
+    for (start, stop), world_size in zip(itertools.pairwise([0, *stops, whole.num_global_batches]), world_sizes, strict=True):
+        forget_orders()
+        for number in range(start, stop):
+            by_rank = [[whole.rows(1, number, micro).tolist() for micro in range(rank, 4, world_size)] for rank in range(world_size)]
+            trained.append(sorted(row for rank in by_rank for rows in rank for row in rows))
+    assert sorted(row for rows in trained for row in rows) == list(range(num_rows))
+    in_one_go = [sorted(row for micro in range(4) for row in whole.rows(1, number, micro).tolist()) for number in range(whole.num_global_batches)]
+    assert trained == in_one_go
+
+
+@pytest.mark.parametrize("draw", range(30))
+@pytest.mark.usefixtures("small_blocks")
+def test_any_stretch_of_an_epoch_is_the_same_whether_or_not_what_stands_before_was_read(draw: int):
+    random = np.random.default_rng(draw)
+    num_rows, seed, places = int(random.integers(1, 200)), int(random.integers(2**32)), random.integers(0, 10**6, 8).tolist()
+    whole = epoch_order(num_rows, seed, 3)
+    for start, stop in itertools.pairwise(place % (num_rows + 1) for place in places):
+        if start < stop:
+            forget_orders()
+            assert shuffled_rows(num_rows, seed, 3, start, stop).tolist() == whole[start:stop].tolist()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_window_mixes_blocks_from_everywhere_and_epochs_mix_other_ones():
+    blocks_of_epoch = [{row // 4 for row in shuffled_rows(400, 0, epoch, 0, 12).tolist()} for epoch in range(3)]
+    assert [len(blocks) for blocks in blocks_of_epoch] == [3, 3, 3]
+    assert len(set(map(frozenset, blocks_of_epoch))) == 3
+    assert shuffled_rows(400, 0, 0, 0, 12).tolist() != sorted(shuffled_rows(400, 0, 0, 0, 12).tolist())
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_up_to_a_window_every_order_is_as_likely_as_any_other():
+    found = [tuple(epoch_order(4, seed, 0).tolist()) for seed in range(2400)] + [tuple(epoch_order(4, 0, epoch).tolist()) for epoch in range(2400)]
+    counts = np.array([found.count(order) for order in itertools.permutations(range(4))])
+    assert counts.sum() == 4800
+    # Chi-square with 23 degrees of freedom: above 49.7 once in a thousand times.
+    assert ((counts - 200) ** 2 / 200).sum() < 49.7
+
+
+def test_every_row_comes_once_across_windows_of_full_size():
+    num_rows = 2 * ROWS_PER_WINDOW + 3 * ROWS_PER_BLOCK + 17
+    assert np.array_equal(np.sort(epoch_order(num_rows, 5, 0)), np.arange(num_rows))
+
+
+def test_any_place_among_two_billion_rows_is_reached_at_once_and_in_little_memory():
+    plan = Plan(num_rows=2_000_000_000, micro_batch_size=512, num_micro_batches=4, seed=0)
+    forget_orders()
+    tracemalloc.start()
+    started = time.process_time()
+    for number in (976_000, 500_000, 3):
+        rows = plan.rows(9, number, 1)
+        assert len(set(rows.tolist())) == 512
+        assert rows.min() >= 0
+        assert rows.max() < 2_000_000_000
+    seconds = (time.process_time() - started) / 3
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    forget_orders()
+    assert seconds < 0.5  # about 0.05 on an idle core; all rows at once would take minutes and 16 GB
+    assert peak_bytes < 100e6

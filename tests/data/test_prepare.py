@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from medley.data.item_shards import clean_shard_once
 from medley.data.prepare import DataConfig, prepare
 from medley.data.prepared import PreparedData
+from medley.data.shards import ITEMS_PER_SHARD
 from medley.data.split import SplitConfig
+from medley.data.tables import open_tables
 from medley.manifest import list_folder, read_json, read_parquet
 from medley.media import MediaConfig, decode_flac, decode_jpeg
 from medley.schema import INTERACTIONS_SCHEMA, PREPARED_INTERACTIONS_SCHEMA, InputError
@@ -51,7 +54,7 @@ def wav(num_samples: int) -> bytes:
 
 
 def event(user: str | None, item: str | None, moment: int | None = None, **more: Any) -> dict[str, Any]:
-    """One interaction; the moment is in microseconds."""
+    """One interaction; the moment is in microseconds from 1."""
     return {"user_id": user, "item_id": item, "timestamp": moment, **more}
 
 
@@ -177,18 +180,36 @@ def test_what_is_left_out_is_in_quarantine_with_its_id_and_reason(messy: Prepare
     assert clip[3].startswith("audio header cannot be read")
     expected = [
         ("items", "blank", "text", "text is empty", 1),
-        ("items", "", "item_id", "item id is empty", 1),
-        ("items", None, "item_id", "item id is empty", 1),
+        ("items", "", "item_id", "id is empty", 1),
+        ("items", None, "item_id", "id is empty", 1),
         ("items", "whole", "item_id", "item id stands in an earlier row; the first is kept", 1),
         ("items", "blank", "vector", "vector holds a null, NaN or infinite number", 1),
         ("items", "last", "vector", "vector holds a null, NaN or infinite number", 1),
-        ("interactions", None, "user_id", "id is empty", 2),
-        ("interactions", None, "item_id", "id is empty", 1),
-        ("interactions", "nowhere", "item_id", "unknown item", 2),
+        ("interactions", "", "user_id", "id is empty", 1),
+        ("interactions", None, "user_id", "id is empty", 1),
+        ("interactions", "", "item_id", "id is empty", 1),
+        ("interactions", "nowhere", "item_id", "unknown item", 1),
+        ("interactions", "nowhere", "item_id", "unknown item", 1),
         ("interactions", "gone", "item_id", "unknown item", 1),
     ]
     assert rows == sorted([*expected, image, clip], key=str)
     assert messy.manifest["counts"]["num_quarantined"] == sum(row[4] for row in rows)
+
+
+def test_what_is_left_out_is_in_quarantine_with_its_shard_and_row(messy: PreparedData):
+    rows = read_parquet(f"{messy.uri}/quarantine.parquet").to_pylist()
+    places = {(row["shard"], row["row"]): row["reason"] for row in rows if row["shard"]}
+    assert places == {
+        ("items/1.parquet", 0): "id is empty",
+        ("items/1.parquet", 1): "item id stands in an earlier row; the first is kept",
+        ("items/1.parquet", 2): "id is empty",
+        ("interactions/0.parquet", 10): "unknown item",
+        ("interactions/0.parquet", 11): "unknown item",
+        ("interactions/0.parquet", 12): "unknown item",
+        ("interactions/0.parquet", 13): "id is empty",
+        ("interactions/0.parquet", 14): "id is empty",
+        ("interactions/0.parquet", 15): "id is empty",
+    }
 
 
 def test_the_other_items_and_modalities_are_kept(messy: PreparedData):
@@ -220,18 +241,16 @@ def test_preparing_twice_writes_the_same_bytes(tiny_tables: str, tiny_prepared: 
 
 
 def test_a_finished_set_is_reused_and_other_settings_or_seeds_make_another(tmp_path: Path):
-    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef")])
+    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef", 1)])
     first, second = (prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0) for _ in range(2))
     assert (first["reused"], second["reused"], second["prepared"]) == (False, True, first["prepared"])
-    others = {
-        prepare(uri, str(tmp_path / "out"), config, seed)["fingerprint"] for config, seed in ((DataConfig(), 1), (DataConfig(min_item_interactions=2), 0))
-    }
+    others = {prepare(uri, str(tmp_path / "out"), config, seed)["fingerprint"] for config, seed in ((DataConfig(), 1), (DataConfig(conflicts="first"), 0))}
     assert len({first["fingerprint"], *others}) == 3
     assert len(list_folder(str(tmp_path / "out"))) == 3
 
 
 def test_a_damaged_finished_set_is_refused(tmp_path: Path):
-    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef")])
+    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef", 1)])
     done = prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0)["prepared"]
     (Path(done) / "users.parquet").write_bytes(b"")
     with pytest.raises(InputError, match=r"file 'users\.parquet' in"):
@@ -246,13 +265,13 @@ def test_an_interrupted_prepare_leaves_no_folder(tmp_path: Path):
 
 
 def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef")])
+    write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef", 1)])
     monkeypatch.chdir(tmp_path)
     assert prepare("tables", "out", DataConfig(), seed=0)["prepared"].startswith(f"{tmp_path}/out/")
 
 
 def test_a_damaged_page_that_only_a_task_reads_is_refused_by_its_shard(tmp_path: Path):
-    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef")])
+    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef", 1)])
     path = tmp_path / "tables" / "items" / "1.parquet"
     content = bytearray(path.read_bytes())
     content[pq.read_metadata(path).row_group(0).column(1).data_page_offset - 3] ^= 1
@@ -261,7 +280,24 @@ def test_a_damaged_page_that_only_a_task_reads_is_refused_by_its_shard(tmp_path:
         prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0)
     assert str(caught.value).startswith(f"shard '{path}' cannot be read")
     assert "Traceback" not in str(caught.value)
-    assert list_folder(str(tmp_path / "out")) == []
+    assert all(name.endswith(".work") for name in list_folder(str(tmp_path / "out")))
+
+
+def test_item_shards_of_an_interrupted_run_are_kept_unless_they_are_damaged(tmp_path: Path):
+    items = [{"item_id": f"item {number}", "text": "words" if number else " "} for number in range(3 * ITEMS_PER_SHARD)]
+    uri = write(tmp_path / "tables", items, [event("ann", f"item {place}", place) for place in range(1, 13)])
+    config, whole = DataConfig(), prepare(uri, str(tmp_path / "whole"), DataConfig(), seed=0)
+    tables, work = open_tables(uri), tmp_path / "out" / f"{whole['fingerprint']}.work"
+    for shard in range(2):
+        numbers = range(shard * ITEMS_PER_SHARD, (shard + 1) * ITEMS_PER_SHARD)
+        rows = [(f"item {number}", number // (len(items) // 2), number % (len(items) // 2)) for number in numbers]
+        clean_shard_once(tables, config.media, rows, str(work / f"part-{shard:05d}.arrow"))
+    made = (work / "part-00000.arrow").stat().st_mtime_ns
+    (work / "part-00001.arrow").write_bytes(b"half a shard")
+    done = prepare(uri, str(tmp_path / "out"), config, seed=0)
+    assert (Path(done["prepared"]) / "items" / "part-00000.arrow").stat().st_mtime_ns == made
+    assert PreparedData.open(done["prepared"]).manifest["files"] == PreparedData.open(whole["prepared"]).manifest["files"]
+    assert list_folder(str(tmp_path / "out")) == [done["fingerprint"]]
 
 
 def test_events_have_weights_and_targets_and_a_zero_drops_them(tmp_path: Path):
@@ -271,16 +307,16 @@ def test_events_have_weights_and_targets_and_a_zero_drops_them(tmp_path: Path):
     assert pairs(data) == [("ann", "a"), ("ann", "b")]
     assert (data.train.weights.tolist(), data.train.is_target.tolist()) == ([0.5, 5.0], [False, True])
     reason = "event kind has no weight in data.events"
-    assert quarantine(data) == [("interactions", "odd", "event", reason, 1), ("interactions", None, "event", reason, 1)]
+    assert quarantine(data) == [("interactions", "bob", "event", reason, 1)] * 2
 
 
 def test_event_weights_without_events_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"data\.events is set, but the interactions have no events"):
+    with pytest.raises(InputError, match=r"data\.events is set, but the interactions have no column 'event'"):
         run(tmp_path, PLAIN, [event("ann", "a", split="train"), *ENDS], events={"view": 1})
 
 
 def test_target_events_without_events_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"data\.target_events is set, but the interactions have no events"):
+    with pytest.raises(InputError, match=r"data\.target_events is set, but the interactions have no column 'event'"):
         run(tmp_path, PLAIN, [event("ann", "a", split="train"), *ENDS], target_events=("buy",))
 
 
@@ -289,7 +325,7 @@ def test_values_are_kept_and_nan_and_infinite_ones_are_left_out(tmp_path: Path):
     data = run(tmp_path, PLAIN, [event("ann", name, split="train", value=value) for name, value in values.items()] + ENDS)
     assert pairs(data) == [("ann", "a"), ("ann", "d"), ("ann", "e")]
     np.testing.assert_array_equal(data.train.values, np.array([4.5, np.nan, -1.0], dtype=np.float32))
-    assert quarantine(data) == [("interactions", None, "value", "value is NaN or infinite", 2)]
+    assert quarantine(data) == [("interactions", "ann", "value", "value is NaN or infinite", 1)] * 2
 
 
 def test_rows_equal_to_an_earlier_one_in_every_column_are_left_out(tmp_path: Path):
@@ -297,22 +333,104 @@ def test_rows_equal_to_an_earlier_one_in_every_column_are_left_out(tmp_path: Pat
     ends = [{**row, "timestamp": 9} for row in ENDS]
     data = run(tmp_path, PLAIN, [*rows, rows[0], *ends])
     assert pairs(data) == [("ann", "a"), ("bob", "a"), ("ann", "a")]
-    assert quarantine(data) == [("interactions", None, "*", "equal to an earlier row", 2)]
+    assert quarantine(data) == [("interactions", "ann", "*", "equal to an earlier row", 1)] * 2
 
 
-def test_minima_leave_out_rare_items_first_and_then_users_with_too_little_left(tmp_path: Path):
-    train = ["ann a", "ann b", "ann c", "bob a", "bob b", "cid a", "cid d", "zoe c"]
-    rows = [event(*text.split(), split="train") for text in train] + [event("zoe", "a", split="valid"), event("zoe", "b", split="test")]
-    data = run(tmp_path, PLAIN, rows, min_item_interactions=2, min_user_interactions=2)
-    # d is had once. Without it cid has one item left and goes too, in one pass: a is still there although cid's row is gone.
-    assert pairs(data) == [("ann", "a"), ("ann", "b"), ("ann", "c"), ("bob", "a"), ("bob", "b"), ("zoe", "c")]
-    assert data.users["user_id"].to_pylist() == ["ann", "bob", "zoe"]
-    assert (data.num_items, data.train_count_N.tolist()) == (6, [2, 2, 2, 0, 0, 0])
+def test_the_core_is_found_again_and_again_and_items_outside_it_are_cold(tmp_path: Path):
+    train = ["ann a", "ann b", "bob a", "bob b", "cid a", "cid c", "dan c", "dan d", "eve d"]
+    rows = [event(*text.split(), split="train") for text in train]
+    rows += [event("ann", "c", split="valid"), event("dan", "a", split="valid"), event("new", "d", split="valid"), event("bob", "d", split="test")]
+    data = run(tmp_path, PLAIN, rows, k_core={"users": 2, "items": 2})
+    # One pass leaves out eve; then d has one user, then dan one item, then c one user, then cid one item.
+    assert pairs(data) == [("ann", "a"), ("ann", "b"), ("bob", "a"), ("bob", "b")]
+    # A user outside the core is in no split, one who came later stays, and so do rows of items that are cold now.
+    assert (pairs(data, "valid"), pairs(data, "test")) == ([("ann", "c"), ("new", "d")], [("bob", "d")])
+    assert data.users["user_id"].to_pylist() == ["ann", "bob", "new"]
+    assert (data.num_items, data.train_count_N.tolist()) == (6, [2, 2, 0, 0, 0, 0])
+    statistics = read_json(f"{data.uri}/statistics.json")
+    assert statistics["quarantine"] == {"interactions.user_id: user is not in the core of 2 items": 6}
 
 
-def test_minima_that_leave_nothing_are_refused(tmp_path: Path):
+def test_a_core_that_leaves_nothing_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="no interaction is left after cleaning"):
-        run(tmp_path, PLAIN, [event("ann", "a", split="train"), *ENDS], min_user_interactions=99)
+        run(tmp_path, PLAIN, [event("ann", "a", split="train"), event("ann", "b", split="valid")], k_core={"users": 9})
+
+
+def test_a_shipped_split_may_lack_its_test_part_and_its_evaluation_says_so(tmp_path: Path):
+    data = run(tmp_path, PLAIN, [event("ann", "a", split="train"), event("ann", "b", split="valid")])
+    assert [len(data.interactions(split)) for split in ("train", "valid", "test")] == [1, 1, 0]
+    assert data.targets("valid").items.tolist() == [1]
+    with pytest.raises(InputError, match=r"has no 'test' interactions; .*; set evaluate\.splits without 'test'"):
+        data.targets("test")
+
+
+def test_an_interaction_in_two_shipped_splits_is_refused(tmp_path: Path):
+    rows = [event("ann", "a", 5, split="train"), event("ann", "b", 6, split="valid"), event("ann", "a", 5, split="valid")]
+    with pytest.raises(InputError, match="1 interactions stand in two splits, .* in train and valid"):
+        run(tmp_path, PLAIN, rows)
+
+
+def test_of_contradicting_rows_the_rule_keeps_one(tmp_path: Path):
+    rows = [event("ann", "a", 5, split="train", value=value) for value in (3.0, 5.0, 4.0)] + [{**row, "timestamp": 9} for row in ENDS]
+    for rule, value in (("last", 4.0), ("first", 3.0), ("max_value", 5.0)):
+        data = run(tmp_path / rule, PLAIN, rows, conflicts=rule)
+        assert data.train.values.tolist() == [value]
+        assert read_json(f"{data.uri}/statistics.json")["quarantine"] == {
+            f"interactions.*: contradicts another row of its user, item and time (data.conflicts: {rule})": 2
+        }
+    with pytest.raises(InputError, match="1 groups of interactions contradict each other"):
+        run(tmp_path / "error", PLAIN, rows, conflicts="error")
+
+
+def test_held_out_items_have_no_train_row_and_all_their_rows_elsewhere(tmp_path: Path):
+    items = [{"item_id": f"item {number}"} for number in range(40)]
+    rows = [event(f"user {user}", f"item {number}", 1 + 40 * user + number) for user in range(10) for number in range(40)]
+    data = run(tmp_path, items, rows, split={"cold_item_share": 0.25})
+    held_out = np.flatnonzero(data.train_count_N == 0)
+    assert 4 <= len(held_out) <= 16
+    counts = np.array([np.bincount(data.interactions(split).items, minlength=40)[held_out] for split in ("valid", "test")])
+    assert (np.sort(counts, axis=0) == np.array([[0], [10]])).all()
+
+
+def test_values_are_normalised_by_the_means_of_train(tmp_path: Path):
+    rows = [event("ann", "a", split="train", value=4), event("ann", "b", split="train", value=9), event("bob", "a", split="train", value=2)]
+    rows += [event("ann", "c", split="valid", value=1), event("new", "c", split="test", value=3)]
+    data = run(tmp_path, PLAIN, rows, values={"kind": "user_mean", "clip": [1, 6]})
+    # Clipped: 4, 6 and 2, so ann's mean is 5, bob's 2, and 4 stands for people without any.
+    assert data.train.values.tolist() == [-1.0, 1.0, 0.0]
+    assert (data.interactions("valid").values.tolist(), data.interactions("test").values.tolist()) == ([-4.0], [-1.0])
+    assert read_json(f"{data.uri}/statistics.json")["values"] == {"num_clipped": 1, "train_mean": 4.0, "train_deviation": pytest.approx(math.sqrt(8 / 3))}
+
+
+def test_bounces_and_bots_are_left_out_and_counted(tmp_path: Path):
+    second = 1_000_000
+    rows = [event("bot", name, (100 + place) * second, dwell_seconds=9.0, split="train") for place, name in enumerate("abcd")]
+    rows += [event("ann", "a", 100 * second, dwell_seconds=1.0, split="train"), event("ann", "b", 200 * second, dwell_seconds=5.0, split="train")]
+    rows += [event("bot", "e", 900 * second, split="valid"), event("ann", "e", 900 * second, split="valid")]
+    data = run(tmp_path, PLAIN, rows, behaviour={"min_dwell_seconds": 2, "max_events_per_minute": 3, "target_min_dwell_seconds": 6})
+    assert (pairs(data), pairs(data, "valid"), data.train.is_target.tolist()) == ([("ann", "b")], [("ann", "e")], [False])
+    assert read_json(f"{data.uri}/statistics.json")["quarantine"] == {
+        "interactions.dwell_seconds: dwell time is below data.behaviour.min_dwell_seconds": 1,
+        "interactions.user_id: user has more than 3 events in a minute": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (
+            {"max_share": 0.3},
+            r"2 of 5 rows of interactions are faulty \(unknown item: 1, value is NaN or infinite: 1\); for example interactions/0\.parquet row 1",
+        ),
+        ({"max_rows": 1}, "2 rows of interactions are faulty .*; expected 1 at most"),
+        ({"max_share_by_reason": {"unknown item": 0.1}}, "1 of 5 rows of interactions are faulty: unknown item; .*raise data.quarantine.max_share_by_reason"),
+    ],
+)
+def test_more_faulty_rows_than_the_budget_fail_the_run(tmp_path: Path, budget: dict[str, Any], message: str):
+    rows = [event("ann", "a", split="train"), event("ann", "gone", split="train"), event("ann", "b", split="train", value=math.nan), *ENDS]
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, PLAIN, rows, quarantine=budget)
+    assert list_folder(str(tmp_path / "prepared")) == []
 
 
 def test_tables_without_known_items_are_refused(tmp_path: Path):

@@ -76,7 +76,7 @@ def test_an_absent_folder_is_refused(tmp_path: Path):
 
 def test_a_misnamed_column_is_refused_with_the_likely_one(tmp_path: Path):
     error = refused(write_all(tmp_path, interactions={"user": ["u"], "item_id": ["a"]}))
-    assert error.got == f"table '{tmp_path}/interactions' has columns user, item_id"
+    assert error.got == f"shard '{tmp_path}/interactions/part-0.parquet' has columns user, item_id"
     assert (error.expected, error.remedy) == ("a column 'user_id' (string)", "did you mean 'user'? rename it")
 
 
@@ -107,13 +107,30 @@ def test_a_column_of_the_wrong_type_is_refused(tmp_path: Path, items: dict, inte
     assert error.remedy == "cast the column"
 
 
-@pytest.mark.parametrize("changed", [{"item_id": ["c"]}, {"item_id": ["c"], "text": [b"x"]}, {"item_id": ["c"], "text": ["x"], "more": [1]}])
-def test_a_shard_with_other_columns_than_the_first_is_refused_by_name(tmp_path: Path, changed: dict):
-    write_all(tmp_path)
-    write(tmp_path, "items", changed, file="part-1.parquet")
+def test_shards_with_other_columns_and_widths_are_read_as_one_table(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write(tmp_path, "items", {"item_id": ["a"], "text": ["one"], "year": pa.array([1999], pa.int16())})
+    wider = {"item_id": pa.array(["b"]).dictionary_encode(), "year": pa.array([2000], pa.int64()), "genre": pa.array(["x"], pa.large_string())}
+    write(tmp_path, "items", wider, file="part-1.parquet")
+    write(tmp_path, "interactions", {**INTERACTIONS, "value": [4, 5], "device": ["tv", "tv"]})
+    tables = open_tables(str(tmp_path))
+    expected = [
+        {"item_id": "a", "text": "one", "year": 1999, "genre": None},
+        {"item_id": "b", "text": None, "year": 2000, "genre": "x"},
+    ]
+    assert [row for file in tables.items for row in iterate_rows(file, 0, 1)] == expected
+    assert read_table(tables.items, ["year", "genre"]).to_pylist() == [{"year": 1999, "genre": None}, {"year": 2000, "genre": "x"}]
+    assert tables.interactions_schema.field("value").type == pa.float32()
+    assert "part-0.parquet' has no column genre: read as null" in caplog.text
+    assert "part-1.parquet' has no column text: read as null" in caplog.text
+    assert "column 'device' of interactions has no meaning here and is not read" in caplog.text
+
+
+def test_a_shard_with_another_kind_of_column_is_refused_by_name(tmp_path: Path):
+    write(tmp_path, "items", {"item_id": ["a"], "year": [1999]})
+    write(tmp_path, "items", {"item_id": ["b"], "year": ["MM"]}, file="part-1.parquet")
+    write(tmp_path, "interactions", INTERACTIONS)
     error = refused(str(tmp_path))
-    assert f"shard '{tmp_path}/items/part-1.parquet' differs in" in error.got
-    assert error.expected == "the columns and types of 'part-0.parquet'"
+    assert error.got == f"shard '{tmp_path}/items/part-1.parquet' differs in year: string (before: int64)"
 
 
 def test_a_file_that_is_no_parquet_is_refused_by_name(tmp_path: Path):
@@ -152,3 +169,19 @@ def test_tables_without_a_manifest_are_known_by_their_bytes(tmp_path: Path):
     first = open_tables(write_all(tmp_path / "one")).identity
     assert open_tables(write_all(tmp_path / "two")).identity == first
     assert open_tables(write_all(tmp_path / "three", items={**ITEMS, "text": ["one", "TWO"]})).identity != first
+
+
+def test_times_of_other_units_and_zones_are_read_as_utc_microseconds_and_never_wrap(tmp_path: Path):
+    write(tmp_path, "items", ITEMS)
+    times = pa.array([1_600_000_000, None, 10**16, -(10**16)], pa.timestamp("ms", tz="Europe/Stockholm"))
+    write(tmp_path, "interactions", {"user_id": list("uvwx"), "item_id": list("abab"), "timestamp": times})
+    tables = open_tables(str(tmp_path))
+    found = read_table(tables.interactions, ["timestamp"])["timestamp"]
+    assert found.type == pa.timestamp("us", tz="UTC")
+    limit = (2**63 - 1) // 1000 * 1000
+    assert found.cast(pa.int64()).to_pylist() == [1_600_000_000_000, None, limit, -limit]
+
+
+def test_times_without_a_zone_are_refused(tmp_path: Path):
+    error = refused(write_all(tmp_path, interactions={**INTERACTIONS, "timestamp": pa.array([1, 2], pa.timestamp("us"))}))
+    assert error.got.endswith("has type timestamp[us]")

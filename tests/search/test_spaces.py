@@ -82,7 +82,7 @@ def test_a_value_that_the_run_refuses_is_found_at_the_ends(tmp_path: Path) -> No
     "line",
     [
         "seed: {int: [0, 5]}",
-        "data.min_user_interactions: {int: [1, 5]}",
+        "data.k_core.users: {int: [1, 5]}",
         "model.encoders.text.dimension: {int: [8, 16]}",
         "train.epochs: {int: [1, 5]}",
         "evaluate.given_share: {uniform: [0, 0.5]}",

@@ -2,20 +2,30 @@
 
 A global batch is a fixed list of `num_micro_batches` micro-batches of fixed content. Everything that mixes rows stays inside a micro-batch,
 so ranks may share the micro-batches out in any way. Every row comes exactly once per epoch; the last global batch holds what is left.
+
+The shuffle has two levels, so that memory and the way to any position do not grow with the rows: 1. rows are cut into blocks of
+`ROWS_PER_BLOCK` and the blocks are permuted; 2. the rows of each `BLOCKS_PER_WINDOW` blocks that follow one another are permuted as one.
+Up to a window of rows the order is a uniform permutation.
 """
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+ROWS_PER_BLOCK = 2**13
+"""Rows that stay in one window; prepared rows stand in time order, so small blocks spread each moment over the epoch. 2 billion rows have 244,141 blocks."""
+
+BLOCKS_PER_WINDOW = 128
+"""A window of 2^20 rows takes 8 MB and about 30 ms to permute; four times as many leave the processor's cache and take ten times as long."""
+
 
 def derive_seed(seed: int, *purpose: int | str) -> int:
     """A 63-bit seed for one purpose: the same on every machine and in every process, independent between purposes."""
-    words = [seed, *(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in purpose)]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # As a spawn key, not as further entropy: short entropy is padded with zeros, so that ("x",) and ("x", 0) would give one seed.
+    words = tuple(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in purpose)
+    return int(np.random.SeedSequence(seed, spawn_key=words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @dataclass(frozen=True)
@@ -44,25 +54,41 @@ class Plan:
     def rows(self, epoch: int, global_batch: int, micro_batch: int) -> np.ndarray:
         """Row numbers of one micro-batch, int64. In a short last global batch the rows are shared out evenly; some may get none."""
         start = global_batch * self.global_batch_size
-        rows = epoch_order(self.num_rows, self.seed, epoch)[start : start + self.num_rows_in(global_batch)]
+        rows = shuffled_rows(self.num_rows, self.seed, epoch, start, start + self.num_rows_in(global_batch))
         return np.array_split(rows, self.num_micro_batches)[micro_batch]
 
     def step_seed(self, epoch: int, global_batch: int, micro_batch: int) -> int:
         """The seed of every random draw in one micro-batch's step (dropouts)."""
         return derive_seed(self.seed, "step", epoch, global_batch, micro_batch)
 
-    def windows(self, start_global_batch: int, window_global_batches: int) -> Iterator[tuple[int, int]]:
-        """(first, past the last) global batch of each window of an epoch; a late start only shortens the first window."""
-        first = start_global_batch
-        while first < self.num_global_batches:
-            last = min((first // window_global_batches + 1) * window_global_batches, self.num_global_batches)
-            yield first, last
-            first = last
+
+def shuffled_rows(num_rows: int, seed: int, epoch: int, start: int, stop: int) -> np.ndarray:
+    """The row numbers at positions start…stop of one epoch's order, int64 (read-only). Touches only the windows that hold them."""
+    _, starts = _block_order(num_rows, seed, epoch)
+    first, last = np.searchsorted(starts, [start, stop - 1], side="right") - 1
+    parts = [_window(num_rows, seed, epoch, int(window))[max(start - starts[window], 0) : stop - starts[window]] for window in range(first, last + 1)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @lru_cache(maxsize=2)
-def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of all rows in one epoch (read-only)."""
-    order = np.random.Generator(np.random.Philox(derive_seed(seed, "order", epoch))).permutation(num_rows)
-    order.setflags(write=False)
-    return order
+def _block_order(num_rows: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The blocks in their order, and the position at which each window starts; the last block may be short and stands anywhere."""
+    num_blocks = -(-num_rows // ROWS_PER_BLOCK)
+    blocks = _generator(seed, "blocks", epoch).permutation(num_blocks)
+    stops = np.cumsum(np.minimum(ROWS_PER_BLOCK, num_rows - blocks * ROWS_PER_BLOCK))
+    return blocks, np.concatenate([[0], stops[BLOCKS_PER_WINDOW - 1 : num_blocks - 1 : BLOCKS_PER_WINDOW]])
+
+
+@lru_cache(maxsize=4)  # the batches' window and, ahead of it, the one whose items are being fetched; a global batch may stand in two
+def _window(num_rows: int, seed: int, epoch: int, window: int) -> np.ndarray:
+    """The rows of one window in their order (read-only)."""
+    blocks = _block_order(num_rows, seed, epoch)[0][window * BLOCKS_PER_WINDOW : (window + 1) * BLOCKS_PER_WINDOW]
+    rows = (np.sort(blocks)[:, None] * ROWS_PER_BLOCK + np.arange(ROWS_PER_BLOCK)).ravel()
+    rows = rows[: np.searchsorted(rows, num_rows)]
+    _generator(seed, "order", epoch, window).shuffle(rows)
+    rows.setflags(write=False)
+    return rows
+
+
+def _generator(seed: int, *purpose: int | str) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(derive_seed(seed, *purpose)))

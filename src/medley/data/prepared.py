@@ -13,7 +13,7 @@ from medley.data.item_lists import ItemLists
 from medley.data.prepare import PREPARED_KIND
 from medley.data.shards import ItemStore
 from medley.manifest import join_uri, read_manifest, read_parquet, verify_files
-from medley.schema import ITEM_INDEX, SPLITS, TIMESTAMP, USER_INDEX, VALUE, WEIGHT
+from medley.schema import ITEM_INDEX, SPLITS, TIMESTAMP, USER_INDEX, VALUE, WEIGHT, InputError
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,17 @@ class PreparedData:
         return ItemLists.from_pairs(users, items, self.num_users)
 
     def targets(self, split: str) -> ItemLists:
-        """Each user's relevant items in a split: target events on items not already had in an earlier split, since rankings leave those out."""
+        """Each user's relevant items in a split: target events on items not already had in an earlier split, since rankings leave those out.
+
+        A split that the data do not have is an InputError.
+        """
         part = self.interactions(split)
+        if len(part) == 0:
+            raise InputError(
+                f"the prepared set '{self.uri}' has no '{split}' interactions",
+                "a split that the data have",
+                f"set evaluate.splits without '{split}', or choose another data.split",
+            )
         users, items = part.users[part.is_target], part.items[part.is_target]
         earlier_users, earlier_items = self.item_lists(*SPLITS[: SPLITS.index(split)]).pairs(np.arange(self.num_users))
         is_new = ~np.isin(users.astype(np.int64) * self.num_items + items, earlier_users * self.num_items + earlier_items)

@@ -20,10 +20,13 @@ ITEMS_PER_SHARD = 256
 class ItemStore:
     """Reads prepared items by index from memory-mapped shards; each shard's hash is checked once per process before its first row is given.
 
-    Shards on remote storage are copied to `cache_folder` first. Safe to use from several threads.
+    A shard on remote storage is copied whole into `cache_folder` (default: the system's temporary folder) when it is first read on a node; every
+    process of the node then maps that copy, whose name is the shard's hash. A damaged copy is made again. Copies are kept, and nobody
+    removes them: the folder needs room for the shards that this node reads. Safe to use from several threads and processes.
     """
 
     def __init__(self, uri: str, files: Mapping[str, Mapping[str, Any]], cache_folder: str | None = None):
+        """files: shard name → its manifest entry, of which `sha256` is read."""
         self.uri = uri
         self.files = files
         self.cache_folder = cache_folder or tempfile.gettempdir()
@@ -32,15 +35,15 @@ class ItemStore:
 
     def take(self, item_indices: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Rows of these items in this order, with an item_index column. item_indices: (rows,) ints, any order."""
-        shard_numbers = item_indices // ITEMS_PER_SHARD
-        order = np.argsort(shard_numbers, kind="stable")
-        pieces = []
-        for number in np.unique(shard_numbers):
-            rows = item_indices[order][shard_numbers[order] == number] % ITEMS_PER_SHARD
-            pieces.append(self._shard(int(number)).select(columns).take(pa.array(rows)))
-        back = np.empty(len(order), dtype=np.int64)
-        back[order] = np.arange(len(order))
-        table = pa.concat_tables(pieces).take(pa.array(back))
+        order = np.argsort(item_indices // ITEMS_PER_SHARD, kind="stable")
+        in_order = item_indices[order]
+        starts = np.flatnonzero(np.diff(in_order // ITEMS_PER_SHARD, prepend=-1))
+        pieces = [
+            self._shard(int(items[0]) // ITEMS_PER_SHARD).select(columns).take(pa.array(items % ITEMS_PER_SHARD)) for items in np.split(in_order, starts[1:])
+        ]
+        table = pa.concat_tables(pieces)
+        if not np.array_equal(order, np.arange(len(order))):  # windows ask in order of the items, and another take would copy all bytes again
+            table = table.take(pa.array(np.argsort(order)))
         return table.append_column(ITEM_INDEX, pa.array(item_indices.astype(np.int32)))
 
     def _shard(self, number: int) -> pa.Table:
@@ -50,24 +53,28 @@ class ItemStore:
             return self._shards[number]
 
     def _open(self, name: str) -> pa.Table:
-        filesystem, path = open_storage(join_uri(self.uri, name))
+        place, digest = join_uri(self.uri, name), self.files[name]["sha256"]
+        filesystem, path = open_storage(place)
         if isinstance(filesystem, pa.fs.LocalFileSystem):
             local = Path(path)
         else:
-            local = Path(self.cache_folder) / f"medley-{self.files[name]['sha256'][:24]}.arrow"
-            if not local.exists():
-                write_bytes(str(local), read_bytes(join_uri(self.uri, name)))
+            local = Path(self.cache_folder) / f"medley-{digest}.arrow"
+            if not local.exists() or _hash(local) != digest:
+                write_bytes(str(local), read_bytes(place))
         try:
-            source = pa.memory_map(str(local))
+            found = _hash(local)
         except FileNotFoundError as error:
             raise InputError(
                 f"shard '{name}' is missing from '{self.uri}'", "every file of its manifest", "remove the folder, run jobs.prepare again"
             ) from error
-        found = hashlib.sha256(source.read_buffer()).hexdigest()
-        if found != self.files[name]["sha256"]:
+        if found != digest:
             raise InputError(
                 f"shard '{name}' in '{self.uri}' has SHA-256 {found[:12]}…",
-                f"{self.files[name]['sha256'][:12]}… from its manifest",
+                f"{digest[:12]}… from its manifest",
                 "remove the folder, run jobs.prepare again",
             )
-        return pa.ipc.open_file(source).read_all()
+        return pa.ipc.open_file(pa.memory_map(str(local))).read_all()
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(pa.memory_map(str(path)).read_buffer()).hexdigest()

@@ -1,0 +1,44 @@
+"""The proof that nothing of valid and test is in train; runs at the end of every prepare."""
+
+import numpy as np
+
+from medley.data.split import TEST, TRAIN, VALID
+from medley.schema import SPLITS, InputError
+
+
+def check_leaks(kind: str, part: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray | None, held_out_N: np.ndarray) -> None:
+    """An InputError for a row whose user, item and time stand in two splits, a train row after a cut, a held-out item in the wrong split.
+
+    part: int8 as in assign_split; users, items: numbers; times: int64 or None; all (rows,). held_out_N: the part of a held-out item, else -1.
+    """
+    pairs = users.astype(np.int64) * len(held_out_N) + items
+    columns = [pairs] if times is None else [pairs, times]
+    order = np.lexsort([part, *columns])
+    is_twin = np.all([column[order][1:] == column[order][:-1] for column in columns], axis=0)
+    shared = np.flatnonzero(is_twin & (part[order][1:] != part[order][:-1]))
+    if len(shared):
+        row, other = order[shared[0]], order[shared[0] + 1]
+        raise InputError(
+            f"{len(shared)} interactions stand in two splits, the first (user number {users[row]}, item number {items[row]}) "
+            f"in {SPLITS[part[row]]} and {SPLITS[part[other]]}",
+            "every user, item and time in one split",
+            "remove them from one split, or set data.split.kind=time or random",
+        )
+    held_out = held_out_N[items]
+    is_free = held_out < 0
+    _refuse((~is_free & (part != held_out)).sum(), "rows of held-out items stand in another split")
+    if kind == "time":
+        assert times is not None
+        for earlier, later in ((TRAIN, VALID), (VALID, TEST), (TRAIN, TEST)):
+            cut = times[is_free & (part == later)].min(initial=np.iinfo(np.int64).max)
+            _refuse((is_free & (part == earlier) & (times >= cut)).sum(), f"{SPLITS[earlier]} rows are not before the first {SPLITS[later]} row")
+    if kind == "last_out":
+        assert times is not None
+        last = np.full(users.max() + 1, np.iinfo(np.int64).min)
+        np.maximum.at(last, users[part == TRAIN], times[part == TRAIN])
+        _refuse((is_free & (part != TRAIN) & (times < last[users])).sum(), "held-out rows are before a train row of their user")
+
+
+def _refuse(num_rows: int, what: str) -> None:
+    """What our own split must never do: a defect of the library."""
+    assert num_rows == 0, f"leak check: {num_rows} {what}"
