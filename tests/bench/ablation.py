@@ -13,7 +13,7 @@ from typing import Any
 from jobs.evaluate import evaluate
 from jobs.prepare import prepare_run
 
-EPOCHS = 4
+EPOCHS = 3
 CONFIG = "jobs/configs/demo.yaml"
 
 
