@@ -173,9 +173,11 @@ def test_pictures_are_stacked_whatever_their_layout_in_memory():
     pixels_HWC = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8)
     channels_last, channels_first = pixels_HWC.permute(2, 0, 1), (255 - pixels_HWC).permute(2, 0, 1).contiguous()
     items = PreparedItems({0: {"image": {"pixels": channels_last}}, 1: {"image": {"pixels": channels_last}}, 2: {"image": {"pixels": channels_first}}})
-    for indices, expected in (([0, 1], [channels_last, channels_last]), ([1, 2], [channels_last, channels_first])):
+    for indices, expected, keeps_layout in (([0, 1], [channels_last, channels_last], True), ([1, 2], [channels_last, channels_first], False)):
         stacked, present = items.stack(np.array(indices), {"image": encoder})
-        assert torch.equal(stacked["image"]["pixels"], torch.stack(expected))
+        pixels = stacked["image"]["pixels"]
+        assert torch.equal(pixels, torch.stack(expected))
+        assert pixels.is_contiguous(memory_format=torch.channels_last) == keeps_layout
         assert present["image"].tolist() == [True, True]
 
 

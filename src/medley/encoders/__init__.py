@@ -52,6 +52,12 @@ def stack_inputs(prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         if len({len(tensor) for tensor in tensors}) > 1:
             stacked[name] = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
         else:
-            # Not torch.stack, which changes the layout of pictures (a JPEG decoder's is channels last); that took half as long as decoding them.
-            stacked[name] = torch.cat([tensor.unsqueeze(0) for tensor in tensors])
+            stacked[name] = _stack(tensors)
     return stacked
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """torch.stack; pictures that lie channels last in memory, as a JPEG decoder leaves them, stay so: turning them took 250 µs for 256² pixels, not 60."""
+    if all(tensor.dim() == 3 and tensor.permute(1, 2, 0).is_contiguous() for tensor in tensors):
+        return torch.stack([tensor.permute(1, 2, 0) for tensor in tensors]).permute(0, 3, 1, 2)
+    return torch.stack(tensors)
