@@ -8,7 +8,7 @@ Dimension letters (a tensor's name ends in them):
 Masks end in `_mask` plus letters; `True` means real, not padding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -113,12 +113,18 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(value: Any) -> Any:
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory, from which a GPU copies while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
+        def apply(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
+                return function(value)
             if isinstance(value, Mapping):
-                return {key: move(entry) for key, entry in value.items()}
+                return {key: apply(entry) for key, entry in value.items()}
             return value
 
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{f.name: apply(getattr(self, f.name)) for f in fields(self)})

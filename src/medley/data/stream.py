@@ -9,7 +9,6 @@ Each rank has data sets of its own, built from the resume position on, order kep
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -174,7 +173,7 @@ class BatchStream:
         for prepared in self._prepared(blocks()):
             for number in range(*listed.popleft()):
                 batches = [self.maker.batch((epoch, number, micro), prepared, self.encoders) for micro in micro_batches]
-                yield [pinned(batch) for batch in batches] if pins_memory else batches
+                yield [batch.pin_memory() for batch in batches] if pins_memory else batches
 
     def items(self, item_indices: Sequence[Any]) -> Iterator[ItemInputs]:
         """Prepared items of each array of item indices, in order: what embedding the catalogue reads."""
@@ -195,17 +194,6 @@ def one_ahead(values: Iterator[Value], thread: ThreadPoolExecutor) -> Iterator[V
     while (value := pending.result()) is not None:
         pending = thread.submit(next, values, None)
         yield value
-
-
-def pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory, from which a GPU copies while it computes."""
-
-    def pin(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: pin(entry) for key, entry in value.items()}
-        return value.pin_memory() if isinstance(value, Tensor) else value
-
-    return replace(batch, **{field.name: pin(getattr(batch, field.name)) for field in fields(batch)})
 
 
 def _block(item_indices: Any) -> pa.Table:
