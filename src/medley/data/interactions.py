@@ -48,10 +48,11 @@ def clean_interactions(
                 f"{setting} is set, but the interactions have no column '{column}'", f"a filled column '{column}'", f"add it, or leave {setting} out"
             )
     pieces, user_numbers = [], dict[str, int]()
-    for file, first_row, raw in iterate_pieces(tables.interactions, columns):
-        piece, rows = check_interactions(raw, file.name, first_row, item_ids, quarantine)
-        piece, rows = _without_bounces(piece, rows, file.name, behaviour.min_dwell_seconds, quarantine)
-        piece, rows = _weighed(piece, rows, file.name, events, quarantine)
+    for number, first_row, raw in iterate_pieces(tables.interactions, columns):
+        shard = tables.interactions[number].name
+        piece, rows = check_interactions(raw, shard, first_row, item_ids, quarantine)
+        piece, rows = _without_bounces(piece, rows, shard, behaviour.min_dwell_seconds, quarantine)
+        piece, rows = _weighed(piece, rows, shard, events, quarantine)
         is_target = np.ones(piece.num_rows, dtype=bool)
         if target_events:
             is_target &= pc.is_in(piece[EVENT], value_set=pa.array(target_events, pa.string())).to_numpy()
@@ -60,8 +61,8 @@ def clean_interactions(
         piece = piece.append_column(IS_TARGET, pa.array(is_target))
         piece = piece.set_column(piece.column_names.index(ITEM_ID), ITEM_INDEX, pc.index_in(piece[ITEM_ID], value_set=item_ids))
         piece = piece.set_column(piece.column_names.index(USER_ID), USER_INDEX, _numbered(piece[USER_ID], user_numbers))
-        number = pa.array(np.full(piece.num_rows, tables.interactions.index(file), dtype=np.int32))
-        pieces.append(piece.append_column(FILE, number).append_column(ROW, pa.array(rows.astype(np.int64))))
+        file = pa.array(np.full(piece.num_rows, number, dtype=np.int32))
+        pieces.append(piece.append_column(FILE, file).append_column(ROW, pa.array(rows.astype(np.int64))))
     table = pa.concat_tables(pieces)
     if table.num_rows == 0:
         raise _nothing_left(quarantine)

@@ -28,7 +28,7 @@ from medley.data.item_shards import write_item_shards
 from medley.data.leaks import check_leaks
 from medley.data.repeats import ConflictRule
 from medley.data.split import TEST, TRAIN, SplitConfig, assign_split, held_out_parts, keep_together, split_kind
-from medley.data.tables import TableFile, Tables, iterate_pieces, open_tables, read_table
+from medley.data.tables import Tables, iterate_pieces, open_tables, read_table
 from medley.data.validate import Quarantine, QuarantineConfig, check_item_ids
 from medley.data.values import ValuesConfig, normalise_values
 from medley.manifest import (
@@ -130,7 +130,8 @@ def _write_prepared(tables: Tables, config: DataConfig, seed: int, stage: Staged
         behaviour=config.behaviour,
         quarantine=quarantine,
     )
-    quarantine.check_budget(config.quarantine, {"items": _num_rows(tables.items), "interactions": _num_rows(tables.interactions)})
+    num_rows = {name: sum(file.num_rows for file in files) for name, files in (("items", tables.items), ("interactions", tables.interactions))}
+    quarantine.check_budget(config.quarantine, num_rows)
     users, parts, value_statistics = _split_interactions(tables, interactions, user_ids, item_ids, config, seed, quarantine)
     shard_reports = write_item_shards(tables, config.media, item_rows, _work_uri(stage.final_uri), stage)
     for report in shard_reports:
@@ -158,10 +159,6 @@ def _write_prepared(tables: Tables, config: DataConfig, seed: int, stage: Staged
     for reason, count in quarantine.by_reason().items():
         logger.warning("quarantine | %s | %d", reason, count)
     return {**counts, "columns": [name for name in tables.items_schema.names if name != ITEM_ID], "has_timestamps": has_times}
-
-
-def _num_rows(files: tuple[TableFile, ...]) -> int:
-    return sum(sum(file.row_group_rows) for file in files)
 
 
 def _split_interactions(
@@ -220,9 +217,9 @@ def _number_items(tables: Tables, quarantine: Quarantine) -> list[tuple[str, int
     """(item_id, file number, row in the file) in item_index order; unusable ids and repeats after the first are left out."""
     kept: list[tuple[str, int, int]] = []
     seen: set[str] = set()
-    for file, first_row, raw in iterate_pieces(tables.items, [ITEM_ID]):
-        piece, rows = check_item_ids(raw, file.name, first_row, quarantine)
-        number, repeats = tables.items.index(file), []
+    for number, first_row, raw in iterate_pieces(tables.items, [ITEM_ID]):
+        shard, repeats = tables.items[number].name, []
+        piece, rows = check_item_ids(raw, shard, first_row, quarantine)
         for place, (id_, row) in enumerate(zip(piece[ITEM_ID].to_pylist(), rows.tolist(), strict=True)):
             if id_ in seen:
                 repeats.append(place)
@@ -230,9 +227,7 @@ def _number_items(tables: Tables, quarantine: Quarantine) -> list[tuple[str, int
             seen.add(id_)
             kept.append((id_, number, row))
         reason = "item id stands in an earlier row; the first is kept"
-        quarantine.report(
-            "items", ITEM_ID, reason, piece[ITEM_ID].take(pa.array(repeats, pa.int64())), [file.name] * len(repeats), rows[repeats], is_fault=True
-        )
+        quarantine.report("items", ITEM_ID, reason, piece[ITEM_ID].take(pa.array(repeats, pa.int64())), [shard] * len(repeats), rows[repeats], is_fault=True)
     return kept
 
 
@@ -265,7 +260,7 @@ def _in_time_order(table: pa.Table) -> pa.Table:
 def _item_facts(tables: Tables, item_rows: list[tuple[str, int, int]], train_count: np.ndarray) -> pa.Table:
     """item_index, item_id, train_count and every scalar column that is no modality (title, genre, …)."""
     scalar = [field.name for field in tables.items_schema if _is_fact(field)]
-    starts = np.concatenate([[0], np.cumsum([sum(file.row_group_rows) for file in tables.items])])
+    starts = np.concatenate([[0], np.cumsum([file.num_rows for file in tables.items])])
     rows = np.array([starts[number] + row for _, number, row in item_rows], dtype=np.int64)
     facts = read_table(tables.items, [ITEM_ID, *scalar]).take(pa.array(rows)).combine_chunks()
     facts = facts.add_column(0, ITEM_INDEX, pa.array(np.arange(len(rows), dtype=np.int32)))

@@ -30,6 +30,11 @@ class TableFile:
     row_group_rows: tuple[int, ...]
     schema: pa.Schema
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of all row groups."""
+        return sum(self.row_group_rows)
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -82,13 +87,13 @@ def read_table(files: tuple[TableFile, ...], columns: list[str]) -> pa.Table:
     return pa.concat_tables(piece for _, _, piece in iterate_pieces(files, columns))
 
 
-def iterate_pieces(files: tuple[TableFile, ...], columns: list[str]) -> Iterator[tuple[TableFile, int, pa.Table]]:
-    """(file, row in the file of the piece's first row, the named columns) of each row group, one in memory at a time."""
-    for file in files:
+def iterate_pieces(files: tuple[TableFile, ...], columns: list[str]) -> Iterator[tuple[int, int, pa.Table]]:
+    """(place of the file among `files`, row in it of the piece's first row, the named columns) of each row group, one in memory at a time."""
+    for number, file in enumerate(files):
         parquet, first_row = _open_parquet(file.uri), 0
         schema = pa.schema([file.schema.field(name) for name in columns])
         for group, num_rows in enumerate(file.row_group_rows):
-            yield file, first_row, _read_group(parquet, file.uri, group, schema)
+            yield number, first_row, _read_group(parquet, file.uri, group, schema)
             first_row += num_rows
 
 
