@@ -33,7 +33,7 @@ from medley.data.convert.field_values import (
     read_timestamp,
 )
 from medley.data.convert.media_files import NUM_READERS, fill_media, media_path
-from medley.data.convert.row_files import RowReader, read_rows
+from medley.data.convert.row_files import RowReader, bad_line, read_rows
 from medley.data.convert.table_files import ITEMS_PER_FILE, ITEMS_PER_GROUP, ROWS_PER_FILE, ROWS_PER_GROUP, Quarantine, TableWriter
 from medley.manifest import StagedFolder
 from medley.schema import InputError
@@ -171,10 +171,7 @@ def _good_rows(
             converted = convert(row)
         except BadValue as bad:
             if folder.refuses_bad_rows:
-                column = f" in column '{bad.column}'" if bad.column else ""
-                raise InputError(
-                    f"line {line_number} of '{mapping.file}' in '{folder.uri}' is bad{column}: {bad}", "the published file, whole", "copy it again"
-                ) from None
+                raise bad_line(folder.uri, mapping.file, line_number, str(bad), bad.column) from None
             has_id = id_field and bad.column not in (schema.ITEM_ID, schema.USER_ID)
             identity = str(row[id_field]) if isinstance(row, dict) and has_id else f"line {line_number}"
             quarantine.report(table, identity, bad.column, str(bad))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from medley.data.convert import movielens_split_lists
 from medley.data.convert.catalogue_mapping import CatalogueMapping, FeatureFile, InteractionsMapping, ItemsMapping, UsersMapping
 from medley.data.convert.mapped_tables import RawFolder, write_mapped_tables
-from medley.data.convert.row_files import Rows, read_rows, read_separated
+from medley.data.convert.row_files import Rows, bad_line, read_rows, read_separated
 from medley.manifest import StagedFolder, list_folder
 from medley.schema import InputError
 
@@ -124,7 +124,7 @@ def _read_tags(raw: str) -> dict[str, list[str]]:
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for line_number, row in read_rows(raw, "tags.csv", "tags", {"movieId": "movieId", "tag": "tag"}):
         if isinstance(row, str):
-            raise InputError(f"line {line_number} of 'tags.csv' in '{raw}' is bad: {row}", "the published file, whole", "copy it again")
+            raise bad_line(raw, "tags.csv", line_number, row)
         if tag := row["tag"].strip().casefold():
             counts[row["movieId"]][tag] += 1
     return {movie: sorted(tags, key=lambda tag: (-tags[tag], tag)) for movie, tags in counts.items()}

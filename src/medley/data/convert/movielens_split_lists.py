@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from medley import schema
 from medley.data.convert.catalogue_mapping import CatalogueMapping, FeatureFile, InteractionsMapping, ItemsMapping, UsersMapping
 from medley.data.convert.mapped_tables import RawFolder, write_mapped_tables
-from medley.data.convert.row_files import Rows, open_lines, read_rows, read_separated
+from medley.data.convert.row_files import Rows, bad_line, open_lines, read_rows, read_separated
 from medley.manifest import StagedFolder, join_uri, list_folder
-from medley.schema import InputError
 
 FILES = ("train.txt", "valid.txt", "item_map.csv", "user_map.csv", "items.jsonl", "users.dat", "posters")
 USER_CELLS = ("userId", "gender", "age", "occupation", "zip")
@@ -48,9 +47,9 @@ def _read_map(raw: str, file: str, number: str, id_: str) -> dict[str, str]:
     known: set[str] = set()
     for line_number, row in read_rows(raw, file, file.removesuffix(".csv"), {number: number, id_: id_}):
         if isinstance(row, str):
-            raise _bad_line(raw, file, line_number, row)
+            raise bad_line(raw, file, line_number, row)
         if not row[number] or not row[id_] or row[number] in ids or row[id_] in known:
-            raise _bad_line(raw, file, line_number, f"{number} '{row[number]}', {id_} '{row[id_]}': empty or in an earlier line")
+            raise bad_line(raw, file, line_number, f"{number} '{row[number]}', {id_} '{row[id_]}': empty or in an earlier line")
         ids[row[number]] = row[id_]
         known.add(row[id_])
     return ids
@@ -95,10 +94,10 @@ def _interactions(raw: str, test_file: str | None, movie_of_item: Mapping[str, s
     for folder, file, split in lists:
         for line_number, (user, *items) in _lines(folder, file):
             if user not in user_of_number:
-                raise _bad_line(folder, file, line_number, f"user '{user[:100]}' is not in user_map.csv")
+                raise bad_line(folder, file, line_number, f"user '{user[:100]}' is not in user_map.csv")
             for item in items:
                 if item not in movie_of_item:
-                    raise _bad_line(folder, file, line_number, f"item '{item[:100]}' is not in item_map.csv")
+                    raise bad_line(folder, file, line_number, f"item '{item[:100]}' is not in item_map.csv")
                 yield line_number, {"user": user_of_number[user], "item": movie_of_item[item], schema.SPLIT: split}
 
 
@@ -109,7 +108,3 @@ def _lines(folder: str, file: str) -> Iterator[tuple[int, list[str]]]:
             # Bytes that are no digits belong to no map, whatever letters they are shown as.
             if words := line.decode("latin-1").split():
                 yield line_number, words
-
-
-def _bad_line(folder: str, file: str, line_number: int, reason: str) -> InputError:
-    return InputError(f"line {line_number} of '{file}' in '{folder}' is bad: {reason}", "the published file, whole", "copy it again")

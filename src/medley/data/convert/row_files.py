@@ -49,6 +49,12 @@ def read_separated(raw: str, file: str, separator: str, names: Sequence[str], en
             yield line_number, dict(zip(names, cells, strict=True)) if is_row else f"line has {len(cells)} cells, expected {len(names)}"
 
 
+def bad_line(raw: str, file: str, line_number: int, reason: str, column: str = "") -> InputError:
+    """The refusal of a line of a published data set, where a bad one means a damaged copy."""
+    place = f" in column '{column}'" if column else ""
+    return InputError(f"line {line_number} of '{file}' in '{raw}' is bad{place}: {reason}", "the published file, whole", "copy it again")
+
+
 @contextmanager
 def open_lines(raw: str, file: str) -> Iterator[io.BufferedReader]:
     """The bytes of a file, line by line; `.gz` is unpacked. A missing file and one that cannot be read to its end are InputErrors."""
