@@ -22,7 +22,8 @@ from medley.search.report import write_search
 from medley.search.spaces import Space, read_space
 from medley.search.trials import TrialInputs, TrialRecord, run_trials, train_light
 from medley.training.assemble import check_model
-from medley.training.run import WEIGHTS_FILE, find_prepared, fit, read_weights_of, run_fingerprint
+from medley.training.checkpoint import WEIGHTS_FILE
+from medley.training.run import find_prepared, fit, read_weights_of, run_fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_KIND = "checkpoint"
 
+WEIGHTS_FILE = "weights.safetensors"
+"""Weights by name: in a checkpoint, in a finished run (its best ones) and in a search (those its winner starts from)."""
+
 
 @dataclass
 class Progress:
@@ -68,7 +71,7 @@ def write_checkpoint(folder: str, model: ModelState, progress: Progress, scorer:
     """Write one checkpoint, whole or not at all; returns its name. held: world size and engine settings, for the record."""
     name = f"step-{progress.step:08d}"
     with staged_folder(join_uri(folder, name)) as stage:
-        write_bytes(stage.path("weights.safetensors"), save({key: value.contiguous() for key, value in model.weights.items()}))
+        write_bytes(stage.path(WEIGHTS_FILE), save({key: value.contiguous() for key, value in model.weights.items()}))
         write_bytes(stage.path("optimizer.safetensors"), save({key: value.contiguous() for key, value in model.optimizer.items()}))
         if scorer is not None:
             scorer.save(stage.path("scorer.safetensors"))
@@ -82,7 +85,7 @@ def read_checkpoint(folder: str, name: str) -> Checkpoint:
     uri = join_uri(folder, name)
     verify_files(uri, read_manifest(uri, CHECKPOINT_KIND))
     state = read_json(join_uri(uri, "state.json"))
-    weights, optimizer = (load(read_bytes(join_uri(uri, f"{part}.safetensors"))) for part in ("weights", "optimizer"))
+    weights, optimizer = (load(read_bytes(join_uri(uri, file))) for file in (WEIGHTS_FILE, "optimizer.safetensors"))
     return Checkpoint(name, ModelState(weights, optimizer, state["num_optimizer_steps"]), Progress(**state["progress"]))
 
 

@@ -36,7 +36,7 @@ from medley.manifest import (
 )
 from medley.schema import InputError
 from medley.training.assemble import Assets, assemble_model, assemble_stream, check_model, learn_assets, make_plan
-from medley.training.checkpoint import Progress, load_matching_weights, load_weights, read_checkpoint, read_newest
+from medley.training.checkpoint import WEIGHTS_FILE, Progress, load_matching_weights, load_weights, read_checkpoint, read_newest
 from medley.training.config import HOLDING_FIELDS
 from medley.training.engine import DeepSpeedEngine
 from medley.training.evaluate import make_questions
@@ -49,9 +49,6 @@ RUN_KIND = "run"
 
 FOLD_IN_FIELDS = ("given_share", "fold_in_unseen_weight", "fold_in_regularization")
 """Settings of `evaluate` that move the validation metric; where nothing is given to fold in, only the first."""
-
-WEIGHTS_FILE = "weights.safetensors"
-"""What `train.start_from` reads of a finished folder: a run's best weights, or those a search leaves for its winner."""
 
 
 def find_prepared(run: Run) -> PreparedData:
