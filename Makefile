@@ -13,13 +13,19 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The S3 server of the storage tests.
+.venv/moto/.ready: tests/moto.txt $(BIN)/.ready
+	$(PYTHON) -m venv .venv/moto
+	.venv/moto/bin/python -m pip install --requirement tests/moto.txt
+	touch $@
+
 demo: install
 	$(BIN)/python -m jobs.demo jobs/configs/demo.yaml
 
-test: install
+test: install .venv/moto/.ready
 	$(BIN)/python -m pytest -m 'not long' --ignore=tests/gpu
 
-test-long: install
+test-long: install .venv/moto/.ready
 	$(BIN)/python -m pytest -m long --ignore=tests/gpu
 
 test-gpu: install

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def run_entry(main: Callable[[], dict[str, Any]]) -> NoReturn:
-    """Call `main` and end the process: 0 and one JSON line on success, 2 and a message on a user's mistake, 1 and a traceback on a failure."""
+    """Call `main` and end the process: 0 and one JSON line on success, 2 and a message on a user's mistake, 1 on a failure: a message where storage
+    failed, else a traceback."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s | %(message)s", datefmt="%H:%M:%S")
     try:
         result = main()
@@ -23,12 +24,13 @@ def run_entry(main: Callable[[], dict[str, Any]]) -> NoReturn:
         sys.exit(130)
     except Exception as error:
         from medley.schema import InputError
+        from medley.storage import StorageError
 
         cause = getattr(error, "cause", None)  # what a Ray task's error wraps
-        error = cause if isinstance(cause, InputError) else error
-        if isinstance(error, InputError):
+        error = cause if isinstance(cause, InputError | StorageError) else error
+        if isinstance(error, InputError | StorageError):
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(2 if isinstance(error, InputError) else 1)
         traceback.print_exc()
         sys.exit(1)
     print(json.dumps(result))

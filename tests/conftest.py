@@ -3,16 +3,21 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.storage_faults import FaultProxy
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_MEDIA = {"image_max_side_pixels": 16, "audio_sample_rate_hz": 8000}
 
 
 def pytest_configure() -> None:
-    """Ray reads its authentication mode when it is imported, which the first test module may do."""
+    """Ray reads its authentication mode when it is imported, which the first test module may do; its processes inherit the tests' S3 credentials."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,6 +37,32 @@ def ray_session() -> Iterator[None]:
         patch.setenv("PYTHONPATH", str(ROOT))  # the session puts src before it
         with session("local", num_cpus=8, object_store_bytes=500_000_000):
             yield
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """HOST:PORT of an S3 server on this machine; the test is skipped where its environment is missing."""
+    from tests.storage_faults import s3_server
+
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def s3_root(s3_endpoint: str, request: pytest.FixtureRequest) -> str:
+    """URI of an empty folder of this test alone on that server."""
+    from tests.storage_faults import storage_uri
+
+    return storage_uri(s3_endpoint, request.node.name.partition("[")[0])
+
+
+@pytest.fixture
+def s3_proxy(s3_endpoint: str) -> "Iterator[FaultProxy]":
+    """A proxy before that server, which spoils what the test asks it to."""
+    from tests.storage_faults import fault_proxy
+
+    with fault_proxy(s3_endpoint) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +108,7 @@ def hand_prepared(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("hand") / "prepared")
     with staged_folder(uri) as stage:
         for name, part in parts.items():
-            write_parquet(stage.path(f"{name}.parquet"), pa.Table.from_pylist(part, PREPARED_INTERACTIONS_SCHEMA))
+            write_parquet(stage.path(name, "part-00000.parquet"), pa.Table.from_pylist(part, PREPARED_INTERACTIONS_SCHEMA))
         write_parquet(stage.path("item_facts.parquet"), pa.table({**items, "train_count": pa.array([1, 1, 0, 2, 2], pa.int64())}))
         write_parquet(stage.path("users.parquet"), pa.table(users))
         counts = {"num_items": 5, "num_users": 3, "columns": ["title"]}

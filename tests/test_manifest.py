@@ -9,6 +9,7 @@ import pytest
 from medley.manifest import (
     MANIFEST,
     absolute_uri,
+    encode_manifest,
     exists,
     find_manifest,
     fingerprint,
@@ -124,7 +125,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path):
 
 
 def test_a_folder_of_another_format_version_is_refused(tmp_path: Path):
-    write_json(str(tmp_path / MANIFEST), {"kind": "thing", "format_version": 99})
+    (tmp_path / MANIFEST).write_bytes(encode_manifest({"kind": "thing", "format_version": 99}))
     with pytest.raises(InputError, match="holds kind 'thing', format 99"):
         read_manifest(str(tmp_path), "thing")
 
@@ -134,6 +135,18 @@ def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: b
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(InputError, match=r"manifest\.json"):
         read_manifest(str(tmp_path), "thing")
+
+
+def test_a_manifest_that_was_changed_or_lacks_its_own_hash_is_refused(tmp_path: Path):
+    write_folder(str(tmp_path / "out"), {"a.txt": b"abc"})
+    place = tmp_path / "out" / MANIFEST
+    content = place.read_bytes()
+    for changed in (content.replace(b'"rows": 2', b'"rows": 3'), content.replace(b'"seed": 0', b'"seed":  0'), content.replace(b'"sha256": ', b'"sha255": ')):
+        place.write_bytes(changed)
+        with pytest.raises(InputError, match=r"manifest\.json' was changed or damaged: its own hash is another; expected a manifest as it was written"):
+            find_manifest(str(tmp_path / "out"))
+    place.write_bytes(content)
+    assert find_manifest(str(tmp_path / "out")) is not None
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_no_temporary_name(tmp_path: Path):

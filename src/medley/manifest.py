@@ -2,18 +2,18 @@
 
 A stage writes `NAME.tmp-ATTEMPT/`, then `manifest.json` in it (path, size, SHA-256 of every file), then renames the folder.
 On an object store, which cannot rename folders, the files are written in place and the manifest last: a folder without one does not exist.
+A manifest holds its own hash too: a bit that flips anywhere in the folder is noticed.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import posixpath
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -21,53 +21,48 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from medley.schema import InputError
+from medley.storage import StorageError, absolute_uri, beside_uri, can_rename, join_uri, open_storage, read_piece, storage_failures
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
+OWN_HASH = "sha256"
+"""Key of a manifest's own hash."""
 
-def absolute_uri(uri: str) -> str:
-    """`uri` with a relative local path made absolute; URIs with a scheme stay as they are (workers and replicas run elsewhere)."""
-    return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
-
-
-def join_uri(uri: str, *parts: str) -> str:
-    """`uri/part/…` for local paths and URIs alike."""
-    return posixpath.join(uri, *parts)
-
-
-def open_storage(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system of a URI (local, s3, gs, hdfs) and the path in it."""
-    try:
-        return pafs.FileSystem.from_uri(absolute_uri(uri))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"storage '{uri}' cannot be opened ({error})",
-            "a local path or a URI that pyarrow.fs knows (file, s3, gs, hdfs)",
-            "correct the path or the credentials in the environment",
-        ) from error
+NO_HASH = "0" * 64
+"""Stands in the place of that hash while it is computed."""
 
 
 def read_bytes(uri: str) -> bytes:
     """The content of one file; a missing one is an InputError."""
     filesystem, path = open_storage(uri)
     try:
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read()
+        with storage_failures("read", uri), filesystem.open_input_stream(path) as stream:
+            return read_piece(stream)
     except FileNotFoundError as error:
         raise InputError(f"file '{uri}' does not exist", "a readable file", "check the path") from error
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write one file under a temporary name, then rename it."""
+def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
+    """Write one file, whole or not at all: under a temporary name and renamed, or straight where an upload only shows when it is complete."""
     filesystem, path = open_storage(uri)
-    filesystem.create_dir(posixpath.dirname(path), recursive=True)
-    temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"
-    with filesystem.open_output_stream(temporary) as stream:
-        stream.write(data)
-    filesystem.move(temporary, path)
+    with storage_failures("write", uri):
+        if not can_rename(filesystem):
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        filesystem.create_dir(posixpath.dirname(path), recursive=True)
+        temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"
+        try:
+            with filesystem.open_output_stream(temporary) as stream:
+                stream.write(data)
+            filesystem.move(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                filesystem.delete_file(temporary)
+            raise
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -86,37 +81,42 @@ def read_json(uri: str) -> Any:
 def exists(uri: str) -> bool:
     """Whether a file or a folder stands at `uri`."""
     filesystem, path = open_storage(uri)
-    return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+    with storage_failures("look up", uri):
+        return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
 
 def list_folder(uri: str) -> list[str]:
     """Names of the entries of a folder, sorted; empty when it does not exist."""
     filesystem, path = open_storage(uri)
-    selector = pafs.FileSelector(path, allow_not_found=True)
-    return sorted(posixpath.basename(info.path) for info in filesystem.get_file_info(selector))
+    with storage_failures("list", uri):
+        found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(posixpath.basename(info.path) for info in found)
 
 
 def remove_folder(uri: str) -> None:
-    """Remove a folder and all in it; nothing happens when it does not exist."""
+    """Remove a folder and all in it, its manifest first; nothing happens when it does not exist."""
     filesystem, path = open_storage(uri)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+    with storage_failures("remove", uri):
+        if filesystem.get_file_info(path).type != pafs.FileType.Directory:
+            return
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(posixpath.join(path, MANIFEST))
         filesystem.delete_dir(path)
 
 
 def write_parquet(uri: str, table: pa.Table, **options: Any) -> None:
     """Write one Parquet file with page checksums, whole or not at all."""
-    filesystem, path = open_storage(uri)
-    filesystem.create_dir(posixpath.dirname(path), recursive=True)
-    temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"
-    pq.write_table(table, temporary, filesystem=filesystem, write_page_checksum=True, **options)
-    filesystem.move(temporary, path)
+    encoded = pa.BufferOutputStream()
+    pq.write_table(table, encoded, write_page_checksum=True, **options)
+    write_bytes(uri, encoded.getvalue())
 
 
 def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     """One Parquet file or a folder of them as one table, page checksums verified; missing or broken is an InputError."""
     filesystem, path = open_storage(uri)
     try:
-        return pq.read_table(path, filesystem=filesystem, columns=columns, page_checksum_verification=True)
+        with storage_failures("read", uri):
+            return pq.read_table(path, filesystem=filesystem, columns=columns, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise InputError(f"table '{uri}' does not exist", "a Parquet file or folder", "check the path") from error
     except (pa.ArrowInvalid, OSError) as error:
@@ -132,8 +132,8 @@ def fingerprint(*parts: Any) -> str:
 def hash_file(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     """Size and SHA-256 of one file, read in pieces."""
     digest, size_bytes = hashlib.sha256(), 0
-    with filesystem.open_input_stream(path) as stream:
-        while piece := stream.read(1 << 22):
+    with storage_failures("read", path), filesystem.open_input_stream(path) as stream:
+        while piece := read_piece(stream, 1 << 22):
             digest.update(piece)
             size_bytes += len(piece)
     return {"size_bytes": size_bytes, "sha256": digest.hexdigest()}
@@ -156,9 +156,8 @@ class StagedFolder:
 
     def __init__(self, uri: str):
         self.final_uri = absolute_uri(uri)
-        filesystem, _ = open_storage(self.final_uri)
-        self.renames = isinstance(filesystem, pafs.LocalFileSystem)
-        self.uri = f"{self.final_uri}.tmp-{uuid.uuid4().hex[:8]}" if self.renames else self.final_uri
+        self.renames = can_rename(open_storage(self.final_uri)[0])
+        self.uri = beside_uri(self.final_uri, f".tmp-{uuid.uuid4().hex[:8]}") if self.renames else self.final_uri
         self.is_committed = False
 
     def path(self, *parts: str) -> str:
@@ -170,7 +169,8 @@ class StagedFolder:
         manifest = write_manifest(self.uri, kind, identity, parents=parents, counts=counts, config=config)
         if self.renames:
             filesystem, root = open_storage(self.uri)
-            _replace_folder(filesystem, root, open_storage(self.final_uri)[1])
+            with storage_failures("rename", self.uri):
+                _replace_folder(filesystem, root, open_storage(self.final_uri)[1])
         self.is_committed = True
         return manifest
 
@@ -181,10 +181,11 @@ def write_manifest(
     """Hash the files of a folder (or `only` some of its files and subfolders) and write its manifest; what makes the folder finished."""
     filesystem, root = open_storage(uri)
     paths: list[str] = []
-    for name in only:
-        info = filesystem.get_file_info(posixpath.join(root, name).rstrip("/"))
-        found = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True)) if info.type == pafs.FileType.Directory else [info]
-        paths += [entry.path for entry in found if entry.type == pafs.FileType.File]
+    with storage_failures("list", uri):
+        for name in only:
+            info = filesystem.get_file_info(posixpath.join(root, name).rstrip("/"))
+            found = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True)) if info.type == pafs.FileType.Directory else [info]
+            paths += [entry.path for entry in found if entry.type == pafs.FileType.File]
     manifest = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
@@ -195,8 +196,14 @@ def write_manifest(
         "versions": versions(),
         "files": {posixpath.relpath(path, root): hash_file(filesystem, path) for path in sorted(paths) if posixpath.basename(path) != MANIFEST},
     }
-    write_json(join_uri(uri, MANIFEST), manifest)
+    write_bytes(join_uri(uri, MANIFEST), encode_manifest(manifest))
     return manifest
+
+
+def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest as readable JSON with its own hash: SHA-256 of these bytes where the hash's place is filled with zeros."""
+    text = json.dumps({**manifest, OWN_HASH: NO_HASH}, indent=2, sort_keys=True) + "\n"
+    return text.replace(NO_HASH, hashlib.sha256(text.encode()).hexdigest()).encode()
 
 
 def _replace_folder(filesystem: pafs.FileSystem, new: str, final: str) -> None:
@@ -212,25 +219,40 @@ def _replace_folder(filesystem: pafs.FileSystem, new: str, final: str) -> None:
 
 @contextmanager
 def staged_folder(uri: str) -> Iterator[StagedFolder]:
-    """Write a folder that appears whole or not at all; what was not committed is removed on the way out."""
+    """Write a folder that appears whole or not at all; what was not committed is removed on the way out.
+
+    On an object store the folder is absent while it is written, and what an older writer left there is removed first.
+    """
     stage = StagedFolder(uri)
     filesystem, root = open_storage(stage.uri)
-    filesystem.create_dir(root, recursive=True)
+    if stage.renames:
+        with storage_failures("create", stage.uri):
+            filesystem.create_dir(root, recursive=True)
+    else:
+        remove_folder(stage.uri)
     try:
         yield stage
     finally:
-        if not stage.is_committed and stage.renames:
-            filesystem.delete_dir(root)
+        if not stage.is_committed:
+            with suppress(OSError, StorageError):  # what ended the writing is worth more than what hinders the cleaning
+                remove_folder(stage.uri)
 
 
 def find_manifest(uri: str) -> dict[str, Any] | None:
-    """The manifest of a folder, or None when the folder is absent or was never finished."""
+    """The manifest of a folder, or None when the folder is absent or was never finished; a damaged one is an InputError."""
     place = join_uri(uri, MANIFEST)
     if not exists(place):
         return None
-    manifest = read_json(place)
+    raw = read_bytes(place)
+    try:
+        manifest = json.loads(raw)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise InputError(f"'{place}' is not JSON ({error})", "a manifest as it was written", "write the folder again") from error
     if not isinstance(manifest, dict):
         raise InputError(f"'{place}' holds a JSON {type(manifest).__name__}", "a JSON object", "write the folder again")
+    own_hash = str(manifest.pop(OWN_HASH, NO_HASH))
+    if hashlib.sha256(raw.replace(own_hash.encode(), NO_HASH.encode())).hexdigest() != own_hash:
+        raise InputError(f"'{place}' was changed or damaged: its own hash is another", "a manifest as it was written", "write the folder again")
     return manifest
 
 
