@@ -110,6 +110,8 @@ class Batch:
     history_mask_BL: Tensor
     attributes_B: Mapping[str, Tensor] = field(default_factory=dict)
     """user attribute column -> int64 category, 0 for unknown"""
+    uniform_negative_mask_U: Tensor | None = None
+    """bool, the items that the plan drew uniformly as negatives of the whole global batch; None where the loss wants none"""
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""

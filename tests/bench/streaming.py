@@ -1,17 +1,20 @@
-"""python -m tests.bench.streaming [--quick]: rows/s from prepared shards to batches, beside other loaders and the machine's limit.
+"""python -m tests.bench.streaming [--quick]: rows/s from shards to batches, beside other loaders and the machine's limit.
 
-Every row is a distinct item: a JPEG of 256 × 256 pixels (quality 90), a FLAC clip of 1 s, a text. Every loader reads the same Arrow shards, calls
-the same `prepare` of the same encoders, stacks micro-batches of 64 and hands them to the same trivial training step. Rounds are interleaved;
-each loader starts its round in a process of its own, with the shards out of the page cache (cold epoch), and goes on with a second (warm) epoch.
+Every row is a distinct item: a JPEG of 256 × 256 pixels (quality 90), a clip of 1 s as PCM16, a text; micro-batches of 64 go to one trivial training
+step. Rounds are interleaved; each loader starts its round in a process of its own, with its files out of the page cache (cold epoch), and goes on
+with a second (warm) epoch.
 
-- ours: BatchStream inside Ray Train, one worker
-- limit: 2 threads that prepare rows already in memory and drop them; no reading, no batches
-- dataloader: torch DataLoader, 2 persistent workers, a micro-batch a fetch, memory-mapped shards
-- ray_data: naive Ray Data: shards → rows → `map_batches` that decodes → `iter_torch_batches`
+- ours: BatchStream inside Ray Train, one worker, shards mapped by the worker (the default for a catalogue that fits a node)
+- ours_tasks: the same where Ray Data tasks read the shards and bytes cross the object store (what a larger catalogue gets)
+- limit: 2 threads that decode from mapped memory into memory they keep, and drop the result; no plan, no batches, no framework
+- dataloader, huggingface_datasets, mosaicml_streaming, webdataset: 2 workers each, streaming_peers.py
+- ray_data: naive Ray Data, streaming_peers.py
 
-Figures: warm_of_limit, warm_vs_best_loader, cold_vs_dataloader: medians of the paired ratios of rows/s, ours over theirs.
-Nothing can pass the limit, which does a part of ours' work: a round in which ours did was taken on a busy machine, and `is_valid` in the
-detail is then false: none of the run's figures may be quoted. `load_average` has the machine's load before each round.
+Peers other than dataloader run fewer rows a round (PEER_ROWS): their rates are per row and steady; their start-up is not counted.
+Figures: warm_of_limit, warm_vs_best_loader (naive Ray Data is no torch loader and does not count), cold_vs_dataloader: medians of the paired ratios of
+rows/s, ours over theirs. `cpu_us_per_row` in the detail is the processor time, user and system, of all of a loader's processes in the warm epoch: it is
+hardly changed by other load, so it holds on a busy machine, where rows/s do not. Nothing can pass the limit, which does a part of ours' work: a round
+in which ours did was taken on a busy machine, and `is_valid` is then false.
 """
 
 import argparse
@@ -22,212 +25,101 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from torch import Tensor
 
-from tests.bench.streaming_data import NUM_CONTENTS, SAMPLE_RATE_HZ, SIDE_PIXELS, make_contents, write_data
+from tests.bench import streaming_data as data_files
+from tests.bench import streaming_peers as peers
+from tests.bench.peers import peer_python
+from tests.bench.streaming_data import SAMPLE_RATE_HZ, SIDE_PIXELS
+from tests.bench.streaming_measure import MARK, Rates, cpu_seconds, rates
+from tests.bench.streaming_ours import NUM_THREADS, OBJECT_STORE_BYTES, run_ours
+from tests.bench.streaming_peers import MICRO_BATCH_SIZE
 
 NUM_ROWS, NUM_ROUNDS = 32_000, 5
-QUICK_ROWS, QUICK_ROUNDS = 1_024, 1
-MICRO_BATCH_SIZE = 64
-OBJECT_STORE_BYTES = 10**9
-NUM_THREADS = 2
-"""Decoding threads of ours and of the limit, workers of the others."""
-
-
-# --- what every loader shares ---------------------------------------------------------------------------------------------------------------
-class Clip:
-    """An audio encoder as far as loaders see one: FLAC → float samples, cut or padded to 1 s."""
-
-    output_dimension = 1
-
-    def prepare(self, value: bytes) -> dict[str, Tensor]:
-        from medley.media import decode_flac
-
-        samples_S = decode_flac(value)[:SAMPLE_RATE_HZ]
-        return {"samples": torch.nn.functional.pad(samples_S, (0, SAMPLE_RATE_HZ - len(samples_S)))}
-
-    def dummy(self) -> dict[str, Tensor]:
-        return {"samples": torch.zeros(SAMPLE_RATE_HZ)}
-
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return inputs["samples"].mean(dim=1, keepdim=True)
-
-
-def make_encoders(tokenizer: bytes) -> dict[str, Any]:
-    """Text, picture and sound; named like the columns they read."""
-    from medley.encoders.resnet import ResNetConfig
-    from medley.encoders.subword import SubwordConfig
-
-    image = ResNetConfig(side_pixels=SIDE_PIXELS, width=8).build({}, pretrained=False)
-    return {"text": SubwordConfig().build({"tokenizer.json": tokenizer}, pretrained=False), "image": image, "audio": Clip()}
-
-
-def open_bench(folder: str, num_rows: int) -> tuple[Any, Any, dict[str, Any]]:
-    """The data set, the order of its rows in micro-batches, the encoders."""
-    from medley.data.plan import Plan
-    from medley.data.prepared import PreparedData
-
-    torch.set_num_threads(1)
-    return PreparedData.open(folder), Plan(num_rows, MICRO_BATCH_SIZE, 1, seed=0), make_encoders(Path(f"{folder}.tokenizer.json").read_bytes())
-
-
-def train_step(inputs: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """Looks at a value of every page; returns the rows, which every modality must have."""
-    tensors = [tensor for encoder in inputs.values() for tensor in encoder.values()]
-    assert len(tensors) == 3
-    assert len({len(tensor) for tensor in tensors}) == 1
-    assert all(torch.isfinite(tensor.flatten()[::4096].float()).all() for tensor in tensors)
-    return len(tensors[0])
-
-
-def rates(epochs: Iterator[Iterator[Mapping[str, Mapping[str, Tensor]]]], num_rows: int, started: float) -> dict[str, float]:
-    """Rows/s of the cold epoch, which began at `started`, and of the warm one."""
-    found = []
-    for batches in epochs:
-        assert sum(train_step(inputs) for inputs in batches) == num_rows
-        found.append(num_rows / (time.perf_counter() - started))
-        started = time.perf_counter()
-    return {"cold": found[0], "warm": found[1]}
+PEER_ROWS = {"huggingface_datasets": 16_000, "mosaicml_streaming": 16_000, "webdataset": 16_000, "ray_data": 8_000}
+QUICK_ROWS = 2_048
+FORMATS = {"ours": "prepared", "ours_tasks": "prepared", "limit": "prepared", "dataloader": "prepared"}
+FORMATS |= {"huggingface_datasets": "parquet", "mosaicml_streaming": "mosaic", "webdataset": "tars", "ray_data": "few_parquet"}
+TORCH_LOADERS = ("dataloader", "huggingface_datasets", "mosaicml_streaming", "webdataset")
 
 
 # --- the loaders ----------------------------------------------------------------------------------------------------------------------------
-def run_ours(folder: str, num_rows: int) -> dict[str, float]:
-    """BatchStream in a Ray Train worker."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+def run_limit(folder: str, num_rows: int, tokenizer: bytes) -> Rates:
+    """Threads that decode every row and drop it."""
+    dataset = peers.MappedMicroBatches(folder, num_rows, tokenizer)
+    decoder, memory = dataset.decoder, [peers.batch_memory((MICRO_BATCH_SIZE, SIDE_PIXELS, SIDE_PIXELS, 3), torch.uint8).numpy() for _ in range(NUM_THREADS)]
+    clips = [peers.batch_memory((MICRO_BATCH_SIZE, SAMPLE_RATE_HZ), torch.float32).numpy() for _ in range(NUM_THREADS)]
 
-    from medley.cluster.session import ray_session
+    def decode_share(share: int) -> None:
+        for number in range(share, len(dataset), NUM_THREADS):
+            values = dataset.encoded(number)
+            count = len(values["text"])
+            decoder.images_into(values["image"], memory[share][:count])
+            decoder.clips_into(values["audio"], clips[share][:count])
+            decoder.tokens(values["text"])
 
-    with ray_session("local", object_store_bytes=OBJECT_STORE_BYTES), tempfile.TemporaryDirectory() as storage:
-        config = {"folder": folder, "num_rows": num_rows}
-        trainer = TorchTrainer(
-            stream_in_worker, train_loop_config=config, scaling_config=ScalingConfig(num_workers=1), run_config=RunConfig(storage_path=storage)
-        )
-        return dict(trainer.fit().return_value)
-
-
-def stream_in_worker(config: dict[str, Any]) -> dict[str, float]:
-    """The training function."""
-    from medley.data.batches import BatchMaker
-    from medley.data.stream import BatchStream, StreamConfig
-
-    data, plan, encoders = open_bench(config["folder"], config["num_rows"])
-    maker = BatchMaker.create(data, plan, history_length=0, attribute_columns=[], whole_catalogue=False)
-    started = time.perf_counter()
-    stream = BatchStream(maker, encoders, {name: name for name in encoders}, StreamConfig(decode_threads=NUM_THREADS))
-    found = rates(((batch.inputs for (batch,) in stream.global_batches(epoch, 0, [0])) for epoch in range(2)), config["num_rows"], started)
-    stream.close()
+    found: Rates = {}
+    with ThreadPoolExecutor(NUM_THREADS) as threads:
+        for name in ("cold", "warm"):
+            started, cpu_before = time.perf_counter(), cpu_seconds()
+            list(threads.map(decode_share, range(NUM_THREADS)))
+            found[name] = num_rows / (time.perf_counter() - started)
+            found[f"{name}_cpu_us"] = (cpu_seconds() - cpu_before) / num_rows * 1e6
     return found
 
 
-def run_limit(folder: str, num_rows: int) -> dict[str, float]:
-    """Threads that prepare every item and drop it."""
-    data, _, encoders = open_bench(folder, num_rows)
-    count = min(num_rows, 4096)
-    rows = data.item_store().take(np.arange(count), list(encoders))
-    values = {name: rows[name].to_pylist() for name in encoders}
-
-    def prepare_share(share: int) -> None:
-        for place in range(share, count, NUM_THREADS):
-            for name, encoder in encoders.items():
-                encoder.prepare(values[name][place])
-
-    found = []
-    with ThreadPoolExecutor(NUM_THREADS) as threads:
-        for _ in range(2):
-            started = time.perf_counter()
-            list(threads.map(prepare_share, range(NUM_THREADS)))
-            found.append(count / (time.perf_counter() - started))
-    return {"cold": found[0], "warm": found[1]}
-
-
-class MicroBatches(torch.utils.data.Dataset):
-    """The plan's micro-batches, read and prepared when asked for; a DataLoader worker has shards of its own mapped."""
-
-    def __init__(self, folder: str, num_rows: int):
-        self.data, self.plan, self.encoders = open_bench(folder, num_rows)
-        self.store: Any = None
-
-    def __len__(self) -> int:
-        return self.plan.num_global_batches
-
-    def __getitem__(self, number: int) -> dict[str, dict[str, Tensor]]:
-        from medley.data.batches import PreparedItems
-
-        torch.set_num_threads(1)
-        self.store = self.store or self.data.item_store()
-        items = self.plan.rows(0, number, 0)
-        rows = self.store.take(items, list(self.encoders))
-        values = {name: rows[name].to_pylist() for name in self.encoders}
-        prepared = {item: {name: encoder.prepare(values[name][place]) for name, encoder in self.encoders.items()} for place, item in enumerate(items.tolist())}
-        return PreparedItems(prepared).stack(items, self.encoders)[0]
-
-
-def run_dataloader(folder: str, num_rows: int) -> dict[str, float]:
-    """torch DataLoader; stacking as ours, so that only the loaders differ."""
-    dataset = MicroBatches(folder, num_rows)
-    started = time.perf_counter()
-    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=NUM_THREADS, persistent_workers=True)
-    return rates((iter(loader) for _ in range(2)), num_rows, started)
-
-
-def run_ray_data(folder: str, num_rows: int) -> dict[str, float]:
-    """Ray Data as its guides show it: decoding in `map_batches`, tokens padded to their limit."""
-    import ray.data
-
+def run_peer(name: str, folder: str, num_rows: int, tokenizer: bytes) -> Rates:
+    """A loader of streaming_peers.py."""
+    if name != "ray_data":
+        return rates(getattr(peers, name)(folder, num_rows, tokenizer), num_rows, time.perf_counter())
     from medley.cluster.session import ray_session
 
-    _, _, encoders = open_bench(folder, num_rows)
-    tokenizer = Path(f"{folder}.tokenizer.json").read_bytes()
-
-    def read(batch: dict[str, Any]) -> pa.Table:
-        return pa.concat_tables(pa.ipc.open_file(pa.memory_map(path)).read_all() for path in batch["path"])
-
-    def decode(batch: pa.Table) -> dict[str, np.ndarray]:
-        own = make_encoders(tokenizer)
-        prepared = {name: [own[name].prepare(value) for value in batch[name].to_pylist()] for name in own}
-        tokens = [np.pad(item["token_ids"].numpy(), (0, own["text"].max_tokens - len(item["token_ids"]))) for item in prepared["text"]]
-        images, clips = ([item[key].numpy() for item in prepared[name]] for name, key in (("image", "pixels"), ("audio", "samples")))
-        return {"text": np.stack(tokens), "image": np.stack(images), "audio": np.stack(clips)}
-
-    def epoch() -> Iterator[dict[str, dict[str, Tensor]]]:
-        rows = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(read, batch_size=1)
-        decoded = rows.map_batches(decode, batch_size=MICRO_BATCH_SIZE, batch_format="pyarrow")
-        for batch in decoded.iter_torch_batches(batch_size=MICRO_BATCH_SIZE):
-            yield {name: {"values": batch[name]} for name in encoders}
-
-    paths = [{"path": str(path)} for path in sorted(Path(folder, "items").iterdir())]
     with ray_session("local", num_cpus=NUM_THREADS, object_store_bytes=OBJECT_STORE_BYTES):
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        return rates((epoch() for _ in range(2)), num_rows, time.perf_counter())
+        return rates(peers.ray_data(folder, num_rows, tokenizer), num_rows, time.perf_counter())
 
 
-LOADERS = {"ours": run_ours, "limit": run_limit, "dataloader": run_dataloader, "ray_data": run_ray_data}
+def run_loader(name: str, folder: str, num_rows: int) -> Rates:
+    """One loader's round, in this process."""
+    torch.set_num_threads(1)
+    tokenizer = Path(folder).with_name("tokenizer.json").read_bytes()
+    if name == "ours":
+        return run_ours(folder, num_rows, tokenizer)
+    if name == "ours_tasks":
+        return run_ours(folder, num_rows, tokenizer, max_mapped_bytes=0)
+    return run_limit(folder, num_rows, tokenizer) if name == "limit" else run_peer(name, folder, num_rows, tokenizer)
 
 
 # --- the rounds -----------------------------------------------------------------------------------------------------------------------------
-def run_apart(loader: str, folder: str, num_rows: int) -> dict[str, float]:
-    """One loader's rates, from a process of its own that finds the shards out of the page cache."""
+def run_apart(name: str, folder: Path, num_rows: int, python: str) -> Rates:
+    """One loader's rates, from a process of its own that finds its files out of the page cache."""
     from medley.cluster.session import WORKER_ENVIRONMENT
 
-    for path in Path(folder, "items").iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, **WORKER_ENVIRONMENT, "PYTHONPATH": f"{root}:{root / 'src'}"}
-    command = [sys.executable, "-m", "tests.bench.streaming", "--loader", loader, "--folder", folder, "--rows", str(num_rows)]
-    done = subprocess.run(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+    command = [python, "-m", "tests.bench.streaming", "--loader", name, "--folder", str(folder), "--rows", str(num_rows)]
+    done = subprocess.run(command, env=environment(WORKER_ENVIRONMENT), cwd=root(), stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def root() -> Path:
+    """The repository."""
+    return Path(__file__).resolve().parents[2]
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """What a run's processes see."""
+    return {**os.environ, **more, MARK: uuid.uuid4().hex, "PYTHONPATH": f"{root()}:{root() / 'src'}", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -235,54 +127,70 @@ def quartiles(values: list[float]) -> list[float]:
     return [round(float(value), 3) for value in np.quantile(values, [0.25, 0.5, 0.75])]
 
 
-def summarise(rounds: list[dict[str, dict[str, float]]]) -> tuple[dict[str, float], dict[str, Any]]:
+def summarise(rounds: list[dict[str, Rates]]) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures and detail of the rounds: loader → epoch → rows/s."""
-    peers = [name for name in rounds[0] if name not in ("ours", "limit")]
-    ratios = {
-        "warm_of_limit": [each["ours"]["warm"] / each["limit"]["warm"] for each in rounds],
-        "warm_vs_best_loader": [each["ours"]["warm"] / max(each[peer]["warm"] for peer in peers) for each in rounds],
-        "cold_vs_dataloader": [each["ours"]["cold"] / each["dataloader"]["cold"] for each in rounds],
-    }
-    speeds = {f"{name} {epoch}": quartiles([each[name][epoch] for each in rounds]) for name in rounds[0] for epoch in ("cold", "warm")}
+    loaders = [name for name in TORCH_LOADERS if name in rounds[0]]
+    ratios: dict[str, list[float]] = {}
+    for ours, suffix in (("ours", ""), ("ours_tasks", "_tasks")):
+        ratios[f"warm_of_limit{suffix}"] = [each[ours]["warm"] / each["limit"]["warm"] for each in rounds]
+        ratios[f"warm_vs_best_loader{suffix}"] = [each[ours]["warm"] / max(each[loader]["warm"] for loader in loaders) for each in rounds]
+        ratios[f"cold_vs_dataloader{suffix}"] = [each[ours]["cold"] / each["dataloader"]["cold"] for each in rounds]
     detail = {
         "is_valid": max(ratios["warm_of_limit"]) <= 1,
         "quartiles": {name: quartiles(values) for name, values in ratios.items()},
-        "rows_per_second_quartiles": speeds,
+        "rows_per_second_quartiles": {f"{name} {epoch}": quartiles([each[name][epoch] for each in rounds]) for name in rounds[0] for epoch in ("cold", "warm")},
+        "cpu_us_per_row": {name: {epoch: quartiles([each[name][f"{epoch}_cpu_us"] for each in rounds])[1] for epoch in ("cold", "warm")} for name in rounds[0]},
     }
     return {name: quartiles(values)[1] for name, values in ratios.items()}, detail
+
+
+def write_files(folder: Path, rows_of: Mapping[str, int], pythons: Mapping[str, str]) -> dict[str, float]:
+    """Every format that a loader of this run reads; returns facts about the contents."""
+    from medley.encoders.subword import SubwordConfig
+
+    contents = data_files.make_contents(data_files.NUM_CONTENTS)
+    (folder / "tokenizer.json").write_bytes(SubwordConfig().learn(contents["text"].to_pylist())["tokenizer.json"])
+    data_files.write_prepared(str(folder / "prepared"), rows_of["ours"], contents)
+    data_files.write_parquet_files(str(folder / "few_parquet"), rows_of["ray_data"], contents)
+    data_files.write_parquet_files(str(folder / "parquet"), rows_of["huggingface_datasets"], contents)
+    data_files.write_tars(str(folder / "tars"), rows_of["webdataset"], contents)
+    if "mosaicml_streaming" in pythons:
+        command = [pythons["mosaicml_streaming"], "-m", "tests.bench.streaming_data", str(folder / "parquet"), str(folder / "mosaic")]
+        subprocess.run(command, env=environment({}), cwd=root(), stdout=sys.stderr, check=True)
+    return {f"mean_{name}_bytes": round(sum(map(len, contents[name].to_pylist())) / len(contents)) for name in ("image", "audio")}
 
 
 def main() -> None:
     """Write the data, run the rounds, print one JSON line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.streaming", description="Rows/s from shards to batches, beside other loaders.")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS} rows, {QUICK_ROUNDS} round: only shows that it runs")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS} rows, 1 round: only shows that it runs")
+    parser.add_argument(
+        "--loaders", default=",".join(FORMATS), help="only these, with commas between; ours, ours_tasks, limit and dataloader belong to every figure"
+    )
     for name in ("--loader", "--folder", "--rows"):
         parser.add_argument(name, help=argparse.SUPPRESS)  # a round's own process
     arguments = parser.parse_args()
     if arguments.loader:
-        print(json.dumps(LOADERS[arguments.loader](arguments.folder, int(arguments.rows))))
+        print(json.dumps(run_loader(arguments.loader, arguments.folder, int(arguments.rows))))
         return
-    from medley.encoders.subword import SubwordConfig
-
-    num_rows, num_rounds = (QUICK_ROWS, QUICK_ROUNDS) if arguments.quick else (NUM_ROWS, NUM_ROUNDS)
-    with tempfile.TemporaryDirectory() as root:
-        folder = f"{root}/prepared"
-        contents = make_contents(min(NUM_CONTENTS, num_rows))
-        write_data(folder, num_rows, contents)
-        Path(f"{folder}.tokenizer.json").write_bytes(SubwordConfig().learn(contents["text"].to_pylist())["tokenizer.json"])
+    found_pythons = {name: peer_python(name) if name in TORCH_LOADERS[1:] else sys.executable for name in arguments.loaders.split(",")}
+    pythons = {name: python for name, python in found_pythons.items() if python}
+    rows_of = {name: QUICK_ROWS if arguments.quick else PEER_ROWS.get(name, NUM_ROWS) for name in FORMATS}
+    num_rounds = 1 if arguments.quick else NUM_ROUNDS
+    with tempfile.TemporaryDirectory() as folder:
+        facts = write_files(Path(folder), rows_of, pythons)
         rounds, loads = [], []
         for number in range(num_rounds):
             loads.append(round(os.getloadavg()[0], 2))
-            turn = list(LOADERS)[number % len(LOADERS) :] + list(LOADERS)[: number % len(LOADERS)]
-            found = {name: run_apart(name, folder, num_rows) for name in turn}
-            rounds.append({name: found[name] for name in LOADERS})
+            turn = list(pythons)[number % len(pythons) :] + list(pythons)[: number % len(pythons)]
+            found = {name: run_apart(name, Path(folder, FORMATS[name]), rows_of[name], pythons[name]) for name in turn}
+            rounds.append({name: found[name] for name in pythons})
             print(f"round {number + 1} of {num_rounds} | {rounds[-1]}", file=sys.stderr)
     figures, detail = summarise(rounds)
     if not detail["is_valid"]:
-        print("ours passed the limit in a round: the machine was busy, the figures say nothing", file=sys.stderr)
+        print("ours passed the limit in a round: the machine was busy, only the processor times hold", file=sys.stderr)
     machine = {"num_cpus": os.cpu_count(), "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    image_bytes, audio_bytes = (round(sum(map(len, contents[name].to_pylist())) / len(contents)) for name in ("image", "audio"))
-    workload = {"rows": num_rows, "micro_batch_size": MICRO_BATCH_SIZE, "mean_jpeg_bytes": image_bytes, "mean_flac_bytes": audio_bytes}
+    workload = {"rows": {name: rows_of[name] for name in pythons}, "micro_batch_size": MICRO_BATCH_SIZE, **facts}
     print(json.dumps({"bench": "streaming", "figures": figures, "detail": {**detail, "load_average": loads, "workload": workload, "machine": machine}}))
 
 

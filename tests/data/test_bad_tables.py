@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,25 @@ from hypothesis import strategies as st
 
 from medley.data.behaviour import BehaviourConfig
 from medley.data.footers import check_footers
-from medley.data.interactions import clean_interactions
-from medley.data.tables import TABLES_KIND, iterate_rows, open_tables, read_table
+from medley.data.interactions import EventRules, clean_piece, sum_figures
+from medley.data.numbering import number_items
+from medley.data.partitions import ROWS_PER_PARTITION
+from medley.data.prepare import DataConfig, prepare
+from medley.data.settle import ROWS_TABLE, USERS_TABLE, Sources, settle_part
+from medley.data.split import SplitConfig
+from medley.data.steps import Steps
+from medley.data.tables import TABLES_KIND, TableFile, iterate_pieces, iterate_rows, open_tables, pieces_of
 from medley.data.validate import MAX_ROWS_PER_REASON, Quarantine, QuarantineConfig, check_item_ids
-from medley.manifest import write_manifest
+from medley.manifest import encode_manifest, write_manifest
 from medley.schema import INTERACTIONS_SCHEMA, QUARANTINE_SCHEMA, InputError
 
 SECOND = 1_000_000
 ITEMS = {"item_id": [f"item {number}" for number in range(200)], "text": ["words"] * 200}
 SHARD = "items/part-1.parquet"
+
+
+def read_table(files: tuple[TableFile, ...], columns: list[str]) -> pa.Table:
+    return pa.concat_tables(piece for _, _, piece in iterate_pieces(files, columns))
 
 
 def write(path: Path, table: Any, **options: Any) -> Path:
@@ -107,7 +118,7 @@ def link_outside(root: Path) -> None:
 def name_outside(root: Path) -> None:
     manifest = json.loads((root / "manifest.json").read_text())
     manifest["files"]["items/../../outside.parquet"] = manifest["files"][SHARD]
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    (root / "manifest.json").write_bytes(encode_manifest(manifest))
 
 
 REFUSED_SHARDS = {
@@ -227,12 +238,21 @@ def test_case_24_shards_of_odd_names_are_read(name: str, tmp_path: Path):
     assert read_table(open_tables(str(root)).items, ["item_id"]).num_rows == 202
 
 
-def clean(root: Path, **settings_: Any) -> tuple[pa.Table, Quarantine]:
+def clean(root: Path, events: dict[str, float] | None = None, target_events: tuple[str, ...] = (), conflicts: str = "last") -> tuple[pa.Table, Quarantine]:
     """The clean interactions of the tables under `root`, with a column of user ids, and what was left out."""
     tables, quarantine = open_tables(str(root)), Quarantine()
-    given_settings = {"events": {}, "target_events": (), "conflicts": "last", "behaviour": BehaviourConfig()} | settings_
-    table, user_ids = clean_interactions(tables, pa.array(ITEMS["item_id"]), **given_settings, quarantine=quarantine)
-    return table.append_column("user_id", user_ids.take(table["user_index"])), quarantine
+    rules = EventRules(events or {}, target_events, BehaviourConfig())
+    with tempfile.TemporaryDirectory() as work:
+        steps = Steps(work, quarantine, is_inline=True)
+        items = number_items(steps, tables, None, SplitConfig(), 0, ROWS_PER_PARTITION)
+        pieces = pieces_of(tables.interactions, ROWS_PER_PARTITION)
+        reports = steps.run("clean", clean_piece, [(piece,) for piece in pieces], tables, items, rules, 1)
+        figures = sum_figures(reports)
+        sources, has_split = Sources(tables.interactions, pieces), figures.num_split == figures.num_rows
+        reports = steps.run("settled", settle_part, [(0,)], steps.files("clean", reports), sources, conflicts, has_split, "shipped", 0)
+        settled = steps.files("settled", reports)
+        table, ids = settled.read(0, ROWS_TABLE), settled.read(0, USERS_TABLE)["user_id"].combine_chunks()
+    return table.append_column("user_id", ids.take(table["user_code"].combine_chunks())), quarantine
 
 
 def interactions(root: Path, *rows: dict[str, Any]) -> Path:
@@ -309,7 +329,7 @@ def test_an_odd_interaction_that_may_be_true_is_kept(case: str, tmp_path: Path):
 )
 def test_case_36_without_a_positive_event_the_run_is_refused(settings_: dict[str, Any], message: str, tmp_path: Path):
     with pytest.raises(InputError, match=message):
-        clean(interactions(tmp_path), **settings_)
+        prepare(str(interactions(tmp_path / "tables")), str(tmp_path / "prepared"), DataConfig(**settings_), seed=0)
 
 
 def test_case_27_a_rating_that_is_a_string_is_refused(tmp_path: Path):

@@ -1,9 +1,14 @@
 """Micro-batches by hand, on the six train rows of `hand_prepared`."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from medley.data.base import PREPARED_KIND
 from medley.data.batches import BatchMaker, PreparedItems, pad_histories
 from medley.data.plan import Plan
 from medley.data.prepared import PreparedData
@@ -11,6 +16,7 @@ from medley.encoders import Encoder
 from medley.encoders.features import FeaturesEncoder
 from medley.encoders.resnet import ResNetConfig
 from medley.encoders.tags import TagsEncoder
+from medley.manifest import write_manifest
 from medley.schema import Batch
 
 ENCODERS: dict[str, Encoder] = {
@@ -127,36 +133,57 @@ def test_attributes_are_categories_from_one_with_zero_for_unknown(data: Prepared
     assert batch.attributes_B["country"].tolist() == [1, 2, 0]
 
 
-def windows(made: BatchMaker, start: int, micro_batches: list[int], max_global_batches: int = 9, max_items: int = 99) -> list[tuple[int, int, list[int]]]:
-    return [(first, stop, items.tolist()) for first, stop, items in made.windows(0, start, micro_batches, max_global_batches, max_items)]
+def windows(made: BatchMaker, start: int, micro_batches: list[int], max_global_batches: int = 9, max_items: int = 99) -> list[tuple[int, int, list[list[int]]]]:
+    found = made.windows(0, start, micro_batches, max_global_batches, max_items)
+    return [(first, stop, [items.tolist() for items in parts]) for first, stop, parts in found]
 
 
-def test_items_of_a_global_batch_are_those_of_its_micro_batches(data: PreparedData):
+def test_the_number_of_files_of_the_train_rows_does_not_change_a_batch(hand_prepared: str, tmp_path: Path):
+    shutil.copytree(hand_prepared, tmp_path / "split")
+    (file,) = (tmp_path / "split" / "train").iterdir()
+    rows = pq.read_table(file)
+    for number, (start, stop) in enumerate([(0, 1), (1, 4), (4, 6)]):
+        pq.write_table(rows.slice(start, stop - start), file.with_name(f"part-{number:05d}.parquet"))
+    (tmp_path / "split" / "manifest.json").unlink()
+    whole = PreparedData.open(hand_prepared)
+    write_manifest(str(tmp_path / "split"), PREPARED_KIND, "f", parents={}, counts=whole.manifest["counts"], config={})
+    plan = Plan(6, 2, 1, seed=3)
+    one, three = (
+        BatchMaker.create(data, plan, history_length=2, attribute_columns=[], whole_catalogue=False)
+        for data in (whole, PreparedData.open(str(tmp_path / "split")))
+    )
+    for number in range(plan.num_global_batches):
+        left, right = (made.batch((0, number, 0), PREPARED, ENCODERS) for made in (one, three))
+        assert left.user_index_B.tolist() == right.user_index_B.tolist()
+        assert left.item_index_U.tolist() == right.item_index_U.tolist()
+        assert histories(left) == histories(right)
+
+
+def test_items_of_a_micro_batch_are_those_of_its_rows_and_histories(data: PreparedData):
     made = maker(data, micro_batch_size=1)  # three global batches of two micro-batches: rows 0 1, 2 3, 4 5
-    assert made.items_of(0, 0, [0, 1]).tolist() == [0, 1]
-    assert made.items_of(0, 1, [0, 1]).tolist() == [3]
-    assert maker(data, micro_batch_size=1, history_length=5).items_of(0, 2, [0]).tolist() == [1, 3, 4]
-    assert maker(data, whole_catalogue=True).items_of(0, 0, [0]).tolist() == [0, 1, 2, 3, 4]
+    assert [made.items_of(0, number, micro).tolist() for number in range(3) for micro in range(2)] == [[1], [0], [3], [3], [4], [4]]
+    assert maker(data, micro_batch_size=1, history_length=5).items_of(0, 2, 0).tolist() == [1, 3, 4]
+    assert maker(data, whole_catalogue=True).items_of(0, 0, 0).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_window_has_the_items_of_its_global_batches_once(data: PreparedData):
+def test_a_window_has_the_items_of_each_of_its_micro_batches(data: PreparedData):
     made = maker(data, micro_batch_size=1)
-    assert windows(made, 0, [0]) == [(0, 3, [1, 3, 4])]
-    assert windows(made, 0, [0, 1], max_global_batches=2) == [(0, 2, [0, 1, 3]), (2, 3, [4])]
-    assert windows(made, 2, [0, 1]) == [(2, 3, [4])]
+    assert windows(made, 0, [0]) == [(0, 3, [[1], [3], [4]])]
+    assert windows(made, 0, [0, 1], max_global_batches=2) == [(0, 2, [[1], [0], [3], [3]]), (2, 3, [[4], [4]])]
+    assert windows(made, 2, [0, 1]) == [(2, 3, [[4], [4]])]
     assert windows(made, 3, [0, 1]) == []
 
 
 def test_a_window_ends_before_its_items_are_too_many_and_holds_one_global_batch_at_least(data: PreparedData):
     made = maker(data, micro_batch_size=1)
-    assert windows(made, 0, [0, 1], max_items=3) == [(0, 2, [0, 1, 3]), (2, 3, [4])]
-    assert windows(made, 0, [0, 1], max_items=2) == [(0, 1, [0, 1]), (1, 3, [3, 4])]
-    assert windows(made, 0, [0, 1], max_items=1) == [(0, 1, [0, 1]), (1, 2, [3]), (2, 3, [4])]
+    assert windows(made, 0, [0, 1], max_items=3) == [(0, 2, [[1], [0], [3], [3]]), (2, 3, [[4], [4]])]
+    assert windows(made, 0, [0, 1], max_items=2) == [(0, 1, [[1], [0]]), (1, 3, [[3], [3], [4], [4]])]
+    assert [window[:2] for window in windows(made, 0, [0, 1], max_items=1)] == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_the_whole_catalogue_is_fetched_once_a_window_however_large(data: PreparedData):
     made = maker(data, micro_batch_size=1, whole_catalogue=True)
-    assert windows(made, 0, [0], max_items=1) == [(0, 3, [0, 1, 2, 3, 4])]
+    assert windows(made, 0, [0], max_items=1) == [(0, 3, [[0, 1, 2, 3, 4]] * 3)]
     assert [window[:2] for window in windows(made, 0, [0], max_global_batches=2)] == [(0, 2), (2, 3)]
 
 
@@ -165,7 +192,7 @@ def test_every_item_that_a_batch_names_is_in_its_window(data: PreparedData):
     for number in range(3):
         for micro in range(2):
             batch = made.batch((0, number, micro), PREPARED, ENCODERS)
-            assert batch.item_index_U.tolist() == made.items_of(0, number, [micro]).tolist()
+            assert batch.item_index_U.tolist() == made.items_of(0, number, micro).tolist()
 
 
 def test_pictures_are_stacked_whatever_their_layout_in_memory():

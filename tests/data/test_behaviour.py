@@ -1,14 +1,15 @@
 """Bots, one-off items, the core, repeats and values by hand."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from medley.data.behaviour import BehaviourConfig, CoreConfig, filter_by_train, k_core, one_off_items, users_above_rate
+from medley.data.behaviour import BehaviourConfig, CoreConfig, bot_rows, count_users, distinct_pairs, fallen_rows, users_above_rate
 from medley.data.repeats import find_conflicts, find_repeats
-from medley.data.values import ValuesConfig, normalise_values
+from medley.data.values import ValuesConfig, centre_values, exact_sum, summarise_values, train_statistics, transform_values
 from medley.schema import InputError
 
 KEY = ["user_id", "item_index", "timestamp"]
@@ -24,38 +25,44 @@ def test_a_bot_has_more_events_than_the_limit_in_less_than_the_span():
 def test_a_user_of_a_million_events_in_a_day_is_a_bot_and_an_eager_one_is_none():
     users = np.append(np.zeros(1_000_000, dtype=np.int64), np.ones(200, dtype=np.int64))
     times = np.append(np.arange(1_000_000) * 86_400, np.arange(200) * 400_000_000)
-    config = BehaviourConfig(max_events_per_day=1000)
-    [(column, reason, mask)] = filter_by_train(users, np.arange(len(users)), times, np.ones(len(users), dtype=bool), config, CoreConfig())
+    [(column, reason, mask)] = bot_rows(users, times, np.ones(len(users), dtype=bool), BehaviourConfig(max_events_per_day=1000))
     assert (column, reason) == ("user_id", "user has more than 1000 events in a day")
     assert np.bincount(users[mask], minlength=2).tolist() == [1_000_000, 0]
 
 
-def test_an_item_that_one_user_had_often_is_one_off():
-    assert one_off_items(np.array([0, 0, 1, 1, 2]), np.array([5, 5, 6, 7, 6])).tolist() == [5, 7]
+def test_pairs_count_once_however_often_a_user_had_an_item():
+    users, items = distinct_pairs(np.array([0, 0, 1, 1, 2]), np.array([5, 5, 6, 7, 6]))
+    assert (users.tolist(), items.tolist()) == ([0, 1, 1, 2], [5, 6, 7, 6])
+    assert [part.tolist() for part in distinct_pairs(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32))] == [[], []]
 
 
-def test_only_train_rows_decide_and_valid_rows_of_dropped_items_stay():
+def test_only_train_rows_of_one_off_items_are_left_out():
     users, items, is_train = np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]), np.array([True, True, True, False])
-    [(column, _, mask)] = filter_by_train(users, items, None, is_train, BehaviourConfig(drop_one_off_items=True), CoreConfig())
+    [(column, _, mask)] = fallen_rows(users, items, is_train, np.array([False, True]), None, CoreConfig())
     assert (column, mask.tolist()) == ("item_id", [False, False, True, False])
 
 
-def test_the_core_is_the_fixed_point():
+def test_a_round_of_the_core_counts_the_users_who_have_enough_of_the_kept_items():
     # A square of users 0, 1 and items 0, 1, and a tail that falls link by link: 1-2, 2-2, 2-3.
     users, items = np.array([0, 0, 1, 1, 1, 2, 2]), np.array([0, 1, 0, 1, 2, 2, 3])
-    core_users, core_items = k_core(users, items, 2, 2)
-    assert (core_users.tolist(), core_items.tolist()) == ([0, 1], [0, 1])
-    assert [part.tolist() for part in k_core(users, items, 3, 3)] == [[], []]
+    assert count_users(users, items, np.array([True, True, True, True]), min_items=2).tolist() == [2, 2, 2, 1]
+    assert count_users(users, items, np.array([True, True, True, False]), min_items=2).tolist() == [2, 2, 1, 0]
+    assert count_users(users, items, np.array([False] * 4), min_items=2).tolist() == [0, 0, 0, 0]
 
 
-def test_the_core_counts_partners_and_not_rows():
-    users, items = np.array([0, 0, 0]), np.array([4, 4, 4])
-    assert k_core(users, items, 2, 1)[0].tolist() == []
+def test_users_outside_the_core_lose_all_rows_and_newcomers_stay():
+    users, items = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 2, 0])
+    is_train = np.array([True, True, True, False, False])
+    (user_id, _, fallen), (item_id, _, outside) = fallen_rows(users, items, is_train, None, np.array([True, False, True]), CoreConfig(items=2))
+    assert (user_id, fallen.tolist()) == ("user_id", [False] * 5)
+    assert (item_id, outside.tolist()) == ("item_id", [False, True, False, False, False])
+    (_, _, fallen), _ = fallen_rows(users, items, is_train, None, np.array([True, True, True]), CoreConfig(users=2))
+    assert fallen.tolist() == [False, False, True, True, False]
 
 
 def test_a_rate_without_times_is_refused():
     with pytest.raises(InputError, match=r"data\.behaviour\.max_events_per_minute is set, but some interactions have no timestamp"):
-        filter_by_train(np.zeros(1), np.zeros(1), None, np.ones(1, dtype=bool), BehaviourConfig(max_events_per_minute=1), CoreConfig())
+        bot_rows(np.zeros(1), None, np.ones(1, dtype=bool), BehaviourConfig(max_events_per_minute=1))
 
 
 def rows(times: Sequence[int | None], values: Sequence[float | None]) -> pa.Table:
@@ -88,9 +95,11 @@ def test_contradictions_may_be_refused():
 
 
 def normalised(values: list[float], is_train: list[bool] | None = None, **config) -> tuple[list[float], dict]:
-    is_train_row = np.array(is_train or [True] * len(values))
-    result, statistics = normalise_values(np.array(values, dtype=np.float32), np.array([0, 0, 1, 2])[: len(values)], is_train_row, ValuesConfig(**config))
-    return result.tolist(), statistics
+    is_train_row, settings = np.array(is_train or [True] * len(values)), ValuesConfig(**config)
+    transformed, num_clipped = transform_values(np.array(values, dtype=np.float32), settings)
+    statistics = train_statistics([summarise_values(transformed[is_train_row])])
+    result = centre_values(transformed, np.array([0, 0, 1, 2])[: len(values)], is_train_row, statistics["train_mean"], settings)
+    return result.tolist(), {"num_clipped": num_clipped, **statistics}
 
 
 def test_values_are_clipped_then_logarithmic_then_without_the_mean():
@@ -105,12 +114,21 @@ def test_means_are_those_of_train_and_missing_values_stay_missing():
 
 
 def test_ratings_that_are_all_equal_become_zero():
-    assert normalised([3, 3, 3, 3], kind="user_mean") == ([0, 0, 0, 0], {"train_mean": 3.0, "train_deviation": 0.0})
+    assert normalised([3, 3, 3, 3], kind="user_mean") == ([0, 0, 0, 0], {"num_clipped": 0, "train_mean": 3.0, "train_deviation": 0.0})
 
 
 def test_a_logarithm_of_minus_one_is_refused():
     with pytest.raises(InputError, match=r"data\.values\.log is set, and a value is -1"):
         normalised([-1], log=True)
+
+
+def test_sums_are_exact_and_the_same_however_the_values_are_cut():
+    values = np.random.default_rng(0).normal(size=5000) * 10.0 ** np.random.default_rng(1).integers(-20, 20, 5000)
+    assert exact_sum(values) == sum(map(Fraction, values.tolist()))
+    assert exact_sum(values[:1234]) + exact_sum(values[1234:]) == exact_sum(values[::-1])
+    assert exact_sum(np.array([1e300, 1.0, -1e300])) == 1
+    assert train_statistics([summarise_values(np.array([1.0, 2.0])), summarise_values(np.array([np.nan, 6.0]))])["train_mean"] == 3
+    assert train_statistics([summarise_values(np.array([np.nan]))]) == {}
 
 
 def test_a_clip_from_large_to_small_is_refused():

@@ -25,3 +25,11 @@ def test_nobody_and_nothing_give_empty_answers():
         assert (rows.tolist(), items.tolist()) == ([], [])
     nothing = ItemLists.from_pairs(np.array([], dtype=np.int32), np.array([], dtype=np.int32), num_users=2)
     assert (nothing.lengths.tolist(), nothing.items.tolist()) == ([0, 0], [])
+
+
+def test_a_pair_is_found_where_the_lists_hold_it() -> None:
+    lists = ItemLists.from_pairs(np.array([2, 0, 2]), np.array([5, 1, 0]), num_users=4)
+    users, items = np.array([0, 0, 1, 2, 2, 2, 3]), np.array([1, 5, 1, 0, 5, 7, 0])
+    assert lists.contain(users, items).tolist() == [True, False, False, True, True, False, False]
+    assert lists.contain(users[:0], items[:0]).tolist() == []
+    assert ItemLists.from_pairs(users[:0], items[:0], 4).contain(users, items).tolist() == [False] * 7

@@ -41,7 +41,7 @@ LISTS = {
     "valid.txt": "0 2\n",
     "item_map.csv": "item,movieId,certain\n0,10,1\n1,20,0\n2,30,1\n",
     "user_map.csv": "user,userId\n0,7\n1,8\n",
-    "items.jsonl": '{"movieId": 10, "title": "Noir (1995)", "genres": ["Drama"], "plot": "It rains."}\n'
+    "items.jsonl": '{"movieId": 10, "title": "Noir (1995)", "genres": ["Drama"], "plot": "It rains.", "director": "A. Way", "actors": "B. Low, C. Hi"}\n'
     '{"movieId": 20, "title": "Blank (1996)", "genres": [], "plot": null}\n{"movieId": 99, "title": "Elsewhere", "genres": [], "plot": "."}\n',
     "users.dat": "6::F::1::0::1\n7::M::25::10::2\n8::F::56::16::3\n",
     "posters/10.jpg": "poster of 10",
@@ -105,9 +105,12 @@ def test_the_csv_files_of_ml_latest_bring_peoples_tags_the_most_given_first(tmp_
 def test_split_lists_become_rows_with_their_split_and_every_listed_movie_an_item(tmp_path):
     found = tables(tmp_path, LISTS)
     assert found["items"] == [
-        {"item_id": "10", "title": "Noir (1995)", "text": "Noir (1995)\nIt rains.", "genres": ["Drama"], "image": b"poster of 10"},
-        {"item_id": "20", "title": "Blank (1996)", "text": "Blank (1996)", "genres": None, "image": None},
-        {"item_id": "30", "title": None, "text": None, "genres": None, "image": None},
+        {
+            **{"item_id": "10", "title": "Noir (1995)", "text": "Noir (1995)\nIt rains.", "image": b"poster of 10"},
+            **{"genres": ["Drama"], "directors": ["A. Way"], "actors": ["B. Low", "C. Hi"]},
+        },
+        {"item_id": "20", "title": "Blank (1996)", "text": "Blank (1996)", "genres": None, "directors": None, "actors": None, "image": None},
+        {"item_id": "30", "title": None, "text": None, "genres": None, "directors": None, "actors": None, "image": None},
     ]
     assert [tuple(row.values()) for row in found["interactions"]] == [("7", "10", "train"), ("7", "20", "train"), ("8", "30", "train"), ("7", "30", "valid")]
     assert found["users"] == [

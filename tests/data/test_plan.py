@@ -4,12 +4,14 @@ import itertools
 import time
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from medley.data import plan as plan_module
 from medley.data.plan import BLOCKS_PER_WINDOW, ROWS_PER_BLOCK, Plan, derive_seed, shuffled_rows
+from medley.data.sampling import PopularitySampling
 
 SIZES = [(1, 1, 1), (1, 4, 4), (3, 4, 4), (4, 4, 4), (15, 4, 4), (16, 4, 4), (17, 4, 4), (1000, 7, 3), (1000, 512, 8)]
 ROWS_PER_WINDOW = ROWS_PER_BLOCK * BLOCKS_PER_WINDOW
@@ -180,3 +182,32 @@ def test_any_place_among_two_billion_rows_is_reached_at_once_and_in_little_memor
     forget_orders()
     assert seconds < 0.5  # about 0.05 on an idle core; all rows at once would take minutes and 16 GB
     assert peak_bytes < 100e6
+
+
+POPULAR = PopularitySampling(train_items=np.repeat([0, 1, 2], [900, 90, 10]), train_count_N=np.array([900, 90, 10, 0]), exponent=1.0)
+
+
+@pytest.mark.parametrize(("exponent", "expected"), [(0.0, [900, 90, 10, 0]), (1.0, [333.33, 333.33, 333.33, 0]), (0.5, [697.8, 220.7, 73.6, 0])])
+def test_an_exponent_draws_rows_alike_items_alike_or_between(exponent: float, expected: list[float]):
+    # 0.5: in proportion to the roots 30, 9.487 and 3.162, 42.649 in all.
+    sampling = replace(POPULAR, exponent=exponent)
+    plan = Plan(1000, 50, 2, seed=4, sampling=sampling)
+    assert plan.expected_count_N(POPULAR.train_count_N).tolist() == pytest.approx([1000 * value / sum(expected) for value in expected], rel=1e-3)
+    rows = np.concatenate([plan.rows(0, number, micro) for number in range(10) for micro in range(2)])
+    assert np.bincount(POPULAR.train_items[rows], minlength=4) == pytest.approx(np.array(expected), rel=0.06, abs=1.0)
+    copies = np.bincount(rows, minlength=1000)
+    for item in range(3):  # a row comes as often as expected, to within one
+        assert np.ptp(copies[POPULAR.train_items == item]) <= 1
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_sampled_rows_are_decided_by_seed_and_epoch_and_any_stretch_of_them_is_the_same():
+    rows = [shuffled_rows(1000, seed, epoch, 0, 1000, POPULAR).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert len(set(map(tuple, rows))) == 3
+    for start, stop in ((0, 5), (7, 40), (990, 1000)):
+        forget_orders()
+        assert shuffled_rows(1000, 0, 0, start, stop, POPULAR).tolist() == rows[0][start:stop]
+
+
+def test_without_sampling_counts_are_those_of_the_rows():
+    assert Plan(1000, 50, 2, seed=4).expected_count_N(POPULAR.train_count_N) is POPULAR.train_count_N

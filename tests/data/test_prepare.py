@@ -1,7 +1,11 @@
 """Preparing by hand: ids, cleaned media, quarantine with reasons, weights, minima, and the same bytes every time."""
 
 import io
+import logging
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medley.data.item_shards import clean_shard_once
 from medley.data.prepare import DataConfig, prepare
 from medley.data.prepared import PreparedData
-from medley.data.shards import ITEMS_PER_SHARD
 from medley.data.split import SplitConfig
-from medley.data.tables import open_tables
 from medley.manifest import list_folder, read_json, read_parquet
 from medley.media import MediaConfig, decode_flac, decode_jpeg
 from medley.schema import INTERACTIONS_SCHEMA, PREPARED_INTERACTIONS_SCHEMA, InputError
@@ -135,15 +136,13 @@ def test_items_are_numbered_in_their_order_without_the_ones_left_out(messy: Prep
     assert "text" not in messy.item_facts.column_names
 
 
-def test_users_are_numbered_by_id_with_the_attributes_of_their_table(messy: PreparedData):
-    assert messy.users.to_pydict() == {
-        "user_index": [0, 1, 2, 3],
-        "user_id": ["ann", "bob", "cid", "dan"],
-        "country": [None, None, "SE", None],
-        "age": [None, 20, 30, None],
-    }
-    assert messy.user_categories("country").tolist() == [0, 0, 1, 0]
-    assert messy.user_categories("age").tolist() == [0, 1, 2, 0]
+def test_users_are_numbered_with_the_attributes_of_their_table(messy: PreparedData):
+    assert messy.users.column_names == ["user_index", "user_id", "country", "age"]
+    assert messy.users["user_index"].to_pylist() == [0, 1, 2, 3]
+    ids, facts = messy.users["user_id"].to_pylist(), messy.users.select(["country", "age"]).to_pylist()
+    assert dict(zip(ids, map(tuple, map(dict.values, facts)), strict=True)) == {"ann": (None, None), "bob": (None, 20), "cid": ("SE", 30), "dan": (None, None)}
+    assert dict(zip(ids, messy.user_categories("country").tolist(), strict=True)) == {"ann": 0, "bob": 0, "cid": 1, "dan": 0}
+    assert dict(zip(ids, messy.user_categories("age").tolist(), strict=True)) == {"ann": 0, "bob": 1, "cid": 2, "dan": 0}
 
 
 def test_interactions_are_split_by_time_and_stand_in_time_order(messy: PreparedData):
@@ -151,7 +150,7 @@ def test_interactions_are_split_by_time_and_stand_in_time_order(messy: PreparedD
     assert pairs(messy) == expected
     assert (pairs(messy, "valid"), pairs(messy, "test")) == ([("ann", "bad clip")], [("bob", "last")])
     assert messy.train.timestamps.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-    table = read_parquet(f"{messy.uri}/train.parquet")
+    table = read_parquet(f"{messy.uri}/train/part-00000.parquet")
     assert table.schema.equals(PREPARED_INTERACTIONS_SCHEMA)
     assert messy.train.weights.tolist() == [1.0] * 8
     assert np.isnan(messy.train.values).all()
@@ -283,21 +282,39 @@ def test_a_damaged_page_that_only_a_task_reads_is_refused_by_its_shard(tmp_path:
     assert all(name.endswith(".work") for name in list_folder(str(tmp_path / "out")))
 
 
-def test_item_shards_of_an_interrupted_run_are_kept_unless_they_are_damaged(tmp_path: Path):
-    items = [{"item_id": f"item {number}", "text": "words" if number else " "} for number in range(3 * ITEMS_PER_SHARD)]
-    uri = write(tmp_path / "tables", items, [event("ann", f"item {place}", place) for place in range(1, 13)])
-    config, whole = DataConfig(), prepare(uri, str(tmp_path / "whole"), DataConfig(), seed=0)
-    tables, work = open_tables(uri), tmp_path / "out" / f"{whole['fingerprint']}.work"
-    for shard in range(2):
-        numbers = range(shard * ITEMS_PER_SHARD, (shard + 1) * ITEMS_PER_SHARD)
-        rows = [(f"item {number}", number // (len(items) // 2), number % (len(items) // 2)) for number in numbers]
-        clean_shard_once(tables, config.media, rows, str(work / f"part-{shard:05d}.arrow"))
-    made = (work / "part-00000.arrow").stat().st_mtime_ns
-    (work / "part-00001.arrow").write_bytes(b"half a shard")
-    done = prepare(uri, str(tmp_path / "out"), config, seed=0)
-    assert (Path(done["prepared"]) / "items" / "part-00000.arrow").stat().st_mtime_ns == made
+KILLED = """
+import os, signal, sys
+from medley.data import steps
+from medley.data.prepare import DataConfig, prepare
+write = steps.write_bytes
+def write_and_die(uri, data):
+    write(uri, data)
+    if uri.endswith("assigned/00000.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+steps.write_bytes = write_and_die
+prepare(sys.argv[1], sys.argv[2], DataConfig(), seed=0)
+"""
+
+
+def test_a_run_that_was_killed_is_continued_and_writes_the_same_bytes(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef", 1)])
+    whole = prepare(uri, str(tmp_path / "whole"), DataConfig(), seed=0)
+    assert subprocess.run([sys.executable, "-c", KILLED, uri, str(tmp_path / "out")], check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / whole["fingerprint"]).exists()
+    [settled] = (tmp_path / "out" / f"{whole['fingerprint']}.work").glob("*/settled/00000")
+    settled.write_bytes(settled.read_bytes()[:-1])  # a damaged file is made again
+    with caplog.at_level(logging.INFO):
+        done = prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0)
+    done_before = {line.split(" | ")[1]: " 0 of them done before" not in line for line in caplog.messages if line.startswith("prepare | ")}
+    assert {step for step, is_found in done_before.items() if is_found} == {"item_ids", "item_firsts", "item_places", "clean", "cuts", "assigned"}
+    assert {"settled", "kept", "numbered", "items", "files"} <= done_before.keys()
     assert PreparedData.open(done["prepared"]).manifest["files"] == PreparedData.open(whole["prepared"]).manifest["files"]
-    assert list_folder(str(tmp_path / "out")) == [done["fingerprint"]]
+
+
+def test_a_shipped_part_of_another_name_is_refused_with_its_values(tmp_path: Path):
+    rows = [event("ann", name, split=split) for name, split in zip("abcd", ["train", "dev", None, "dev"], strict=True)]
+    with pytest.raises(InputError, match=r"holds \['dev', None\]; expected one of train, valid, test in every row"):
+        run(tmp_path, PLAIN, rows)
 
 
 def test_events_have_weights_and_targets_and_a_zero_drops_them(tmp_path: Path):
@@ -345,7 +362,7 @@ def test_the_core_is_found_again_and_again_and_items_outside_it_are_cold(tmp_pat
     assert pairs(data) == [("ann", "a"), ("ann", "b"), ("bob", "a"), ("bob", "b")]
     # A user outside the core is in no split, one who came later stays, and so do rows of items that are cold now.
     assert (pairs(data, "valid"), pairs(data, "test")) == ([("ann", "c"), ("new", "d")], [("bob", "d")])
-    assert data.users["user_id"].to_pylist() == ["ann", "bob", "new"]
+    assert sorted(data.users["user_id"].to_pylist()) == ["ann", "bob", "new"]
     assert (data.num_items, data.train_count_N.tolist()) == (6, [2, 2, 0, 0, 0, 0])
     statistics = read_json(f"{data.uri}/statistics.json")
     assert statistics["quarantine"] == {"interactions.user_id: user is not in the core of 2 items": 6}

@@ -7,12 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medley.data.tables import TABLES_KIND, iterate_rows, open_tables, read_table
+from medley.data.tables import TABLES_KIND, TableFile, iterate_pieces, iterate_rows, open_tables
 from medley.manifest import write_manifest
 from medley.schema import InputError
 
 ITEMS = {"item_id": ["a", "b"], "text": ["one", "two"]}
 INTERACTIONS = {"user_id": ["u", "v"], "item_id": ["a", "b"]}
+
+
+def read_table(files: tuple[TableFile, ...], columns: list[str]) -> pa.Table:
+    return pa.concat_tables(piece for _, _, piece in iterate_pieces(files, columns))
 
 
 def write(root: Path, name: str, columns: dict[str, Any], file: str = "part-0.parquet", **options: Any) -> Path:

@@ -8,15 +8,19 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from medley.encoders import EncoderConfig, stack_inputs
+from medley.data.reused_memory import ReusedMemory
+from medley.encoders import EncoderConfig, PreparesInto, PreparesMany, stack_inputs
 from medley.encoders.features import FeaturesConfig
+from medley.encoders.frozen import freeze
 from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, normalise, prepare_square
 from medley.encoders.logmel_cnn import LogMelCnnConfig
 from medley.encoders.resnet import ResNetConfig
 from medley.encoders.subword import SubwordConfig
 from medley.encoders.tags import TagsConfig
+from medley.encoders.timm_image import TimmConfig
 from medley.encoders.transformer_image import TransformerImageConfig
 from medley.encoders.transformer_text import TransformerTextConfig
 from medley.media import encode_flac, encode_jpeg
@@ -70,11 +74,29 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def timm_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of timm's smallest EfficientNet, classifier and batch statistics included."""
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    network = timm.create_model("test_efficientnet", pretrained=False)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    path = str(tmp_path_factory.mktemp("timm") / "test_efficientnet.safetensors")
+    save_file(network.state_dict(), path)
+    return path
+
+
 CASES: dict[type, Callable[[Any], tuple[Any, list[Any]]]] = {
     SubwordConfig: lambda folder: (SubwordConfig(vocabulary_size=40, dimension=8), TEXTS),
     TransformerTextConfig: lambda folder: (TransformerTextConfig(path=folder("text_folder")), TEXTS),
     ResNetConfig: lambda folder: (ResNetConfig(side_pixels=32, width=8), pictures(4, 32)),
     TransformerImageConfig: lambda folder: (TransformerImageConfig(path=folder("image_folder")), pictures(4, 32)),
+    TimmConfig: lambda folder: (TimmConfig(architecture="test_efficientnet", weights=folder("timm_file"), side_pixels=32), pictures(4, 32)),
     LogMelCnnConfig: lambda folder: (
         LogMelCnnConfig(sample_rate_hz=8000, clip_seconds=0.5, num_mel_bins=16, width=8),
         [tone(440), tone(880), tone(1000, 1000), tone(300, 6000)],
@@ -118,6 +140,18 @@ def test_prepare_is_deterministic_and_stays_so_in_threads(case: Case):
     with ThreadPoolExecutor(4) as threads:
         together = list(threads.map(case.encoder.prepare, case.values * 50))
     assert all(equal(prepared, alone[number % len(alone)]) for number, prepared in enumerate(together))
+
+
+def test_many_items_are_prepared_as_one_by_one(case: Case):
+    alone = [case.encoder.prepare(value) for value in case.values]
+    if isinstance(case.encoder, PreparesMany):
+        many = case.encoder.prepare_many(case.values)
+        assert all(equal(*pair) for pair in zip(many, alone, strict=True))
+    if isinstance(case.encoder, PreparesInto):
+        out = {name: ReusedMemory(row).rows(len(alone)) for name, row in case.encoder.dummy().items()}
+        case.encoder.prepare_into([memoryview(value) for value in case.values], out)
+        stacked = stack_inputs(alone)
+        assert all(torch.equal(out[name], stacked[name]) and out[name].stride() == stacked[name].stride() for name in stacked)
 
 
 def test_vectors_have_the_stated_width_and_are_finite(case: Case):
@@ -207,6 +241,34 @@ def test_a_frozen_encoder_has_no_trainable_weight_in_the_model(case: Case):
     assert any(parameter.requires_grad for parameter in model.fusion.parameters())
 
 
+def test_a_frozen_encoders_row_has_the_same_bits_alone_and_in_any_company(case: Case):
+    frozen = freeze(case.config.build(case.assets, pretrained=True))
+    frozen.load_state_dict(case.encoder.state_dict())
+    together = frozen(case.inputs())
+    assert torch.allclose(together, case.encoder(case.inputs()), atol=1e-5)
+    assert not together.requires_grad
+    many = list(range(4)) * 11
+    generator = torch.Generator().manual_seed(0)
+    for places in ([0], [3, 1], [2] * 5, many, [many[place] for place in torch.randperm(44, generator=generator).tolist()]):
+        assert torch.equal(frozen(case.inputs(*places)), together[places])
+    with_dummies = frozen(stack_inputs([frozen.dummy(), *(frozen.prepare(value) for value in case.values), frozen.dummy()]))
+    assert torch.equal(with_dummies[1:5], together)
+
+
+def test_a_frozen_encoder_stays_in_evaluation_mode_and_keeps_the_names_of_its_weights(case: Case):
+    frozen = nn.ModuleDict({"m": freeze(case.config.build(case.assets, pretrained=True))})
+    frozen.train()
+    assert not any(module.training for module in frozen["m"].modules())
+    assert [name.removeprefix("m.") for name in frozen.state_dict()] == list(case.encoder.state_dict())
+
+
+def test_only_a_frozen_encoder_may_be_cached(case: Case):
+    values = case.config.model_dump()
+    assert type(case.config)(**{**values, "train": "frozen", "cache": True}).cache
+    with pytest.raises(ValidationError, match=r"train: frozen where cache is true \(with train: full"):
+        type(case.config)(**{**values, "train": "full", "cache": True})
+
+
 def test_shorter_inputs_are_padded_with_zeros_at_the_end():
     stacked = stack_inputs([{"x": torch.tensor([1, 2])}, {"x": torch.tensor([3])}])
     assert stacked["x"].tolist() == [[1, 2], [3, 0]]
@@ -253,14 +315,6 @@ def test_a_long_text_is_cut_to_max_tokens(text_folder: str):
 def test_pictures_are_normalised_as_the_transformers_folder_says(image_folder: str):
     encoder = Case(*CASES[TransformerImageConfig](lambda name: image_folder)).encoder
     assert (encoder.mean, encoder.std, encoder.side_pixels) == ([0.5] * 3, [0.25] * 3, 32)
-
-
-def test_a_folder_without_config_or_with_code_of_its_own_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"has no config\.json"):
-        TransformerTextConfig(path=str(tmp_path)).learn([])
-    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}')
-    with pytest.raises(InputError, match="auto_map"):
-        TransformerImageConfig(path=str(tmp_path)).learn([])
 
 
 def test_a_picture_is_squared_and_keeps_its_pixels_where_it_fits():

@@ -41,25 +41,14 @@ class CoreConfig(BaseModel):
     """different users an item must have in train"""
 
 
-def filter_by_train(
-    users: np.ndarray, items: np.ndarray, times: np.ndarray | None, is_train: np.ndarray, behaviour: BehaviourConfig, core: CoreConfig
-) -> list[tuple[str, str, np.ndarray]]:
-    """(column, reason, bool mask of the rows left out) per rule, in the order of the rules; no row is in two masks.
+LeftOut = tuple[str, str, np.ndarray]
+"""(column, reason, bool mask of the rows left out)"""
 
-    users, items: numbers from 0; times: int64 microseconds; is_train: bool; all (rows,). Only train rows decide.
-    """
-    dropped = []
-    is_kept = np.ones(len(users), dtype=bool)
 
-    def drop(column: str, reason: str, mask: np.ndarray) -> None:
-        nonlocal is_kept
-        dropped.append((column, reason, mask & is_kept))
-        is_kept = is_kept & ~mask
-
-    for unit, limit, span in (
-        ("minute", behaviour.max_events_per_minute, MINUTE_MICROSECONDS),
-        ("day", behaviour.max_events_per_day, DAY_MICROSECONDS),
-    ):
+def bot_rows(users: np.ndarray, times: np.ndarray | None, is_train: np.ndarray, config: BehaviourConfig) -> list[LeftOut]:
+    """All rows of users whose train rows are too dense, per rule; no row is in two masks. times: int64 microseconds; all (rows,)."""
+    dropped, is_kept = [], np.ones(len(users), dtype=bool)
+    for unit, limit, span in (("minute", config.max_events_per_minute, MINUTE_MICROSECONDS), ("day", config.max_events_per_day, DAY_MICROSECONDS)):
         if limit is None:
             continue
         if times is None:
@@ -69,16 +58,32 @@ def filter_by_train(
                 "add them, or set it to null",
             )
         rows = is_train & is_kept
-        drop("user_id", f"user has more than {limit} events in a {unit}", np.isin(users, users_above_rate(users[rows], times[rows], limit, span)))
-    if behaviour.drop_one_off_items:
-        rows = is_train & is_kept
-        drop("item_id", "item that one user had", rows & np.isin(items, one_off_items(users[rows], items[rows])))
-    if core.users > 1 or core.items > 1:
-        rows = is_train & is_kept
-        core_users, core_items = k_core(users[rows], items[rows], core.users, core.items)
-        fallen_users = np.setdiff1d(users[rows], core_users)
-        drop("user_id", f"user is not in the core of {core.users} items", np.isin(users, fallen_users))
-        drop("item_id", f"item is not in the core of {core.items} users", is_train & ~np.isin(items, core_items))
+        mask = is_kept & np.isin(users, users_above_rate(users[rows], times[rows], limit, span))
+        dropped.append(("user_id", f"user has more than {limit} events in a {unit}", mask))
+        is_kept &= ~mask
+    return dropped
+
+
+def fallen_rows(
+    users: np.ndarray, items: np.ndarray, is_train: np.ndarray, is_one_off_N: np.ndarray | None, is_core_N: np.ndarray | None, core: CoreConfig
+) -> list[LeftOut]:
+    """What one-off items and the core leave out, per rule; no row is in two masks. None: the rule is off.
+
+    Train rows of one-off items and of items outside the core; all rows of users who have train rows, but none in the core.
+    """
+    dropped = []
+    if is_one_off_N is not None:
+        mask = is_train & is_one_off_N[items]
+        dropped.append(("item_id", "item that one user had", mask))
+        is_train = is_train & ~mask
+    if is_core_N is not None:
+        core_users, _ = distinct_pairs(users[is_train & is_core_N[items]], items[is_train & is_core_N[items]])
+        found, num_items = np.unique(core_users, return_counts=True)
+        has_fallen = np.isin(users, np.setdiff1d(users[is_train], found[num_items >= core.users]))
+        if dropped:
+            has_fallen &= ~dropped[0][2]
+        dropped.append(("user_id", f"user is not in the core of {core.users} items", has_fallen))
+        dropped.append(("item_id", f"item is not in the core of {core.items} users", is_train & ~is_core_N[items] & ~has_fallen))
     return dropped
 
 
@@ -90,24 +95,16 @@ def users_above_rate(users: np.ndarray, times: np.ndarray, limit: int, span: int
     return np.unique(users[limit:][is_dense])
 
 
-def one_off_items(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Items that a single user had, however often."""
-    _, items = _distinct_pairs(users, items)
-    found, num_users = np.unique(items, return_counts=True)
-    return found[num_users == 1]
+def count_users(users: np.ndarray, items: np.ndarray, is_kept_N: np.ndarray, min_items: int) -> np.ndarray:
+    """(N,) int32: users of each kept item who have `min_items` of the kept items. users, items: distinct pairs of numbers from 0."""
+    is_kept = is_kept_N[items]
+    users, items = users[is_kept], items[is_kept]
+    items = items[np.bincount(users)[users] >= min_items]
+    return np.bincount(items, minlength=len(is_kept_N)).astype(np.int32)
 
 
-def k_core(users: np.ndarray, items: np.ndarray, min_items: int, min_users: int) -> tuple[np.ndarray, np.ndarray]:
-    """(users, items) of the largest set in which each user has `min_items` of the items and each item `min_users` of the users. Numbers from 0."""
-    users, items = _distinct_pairs(users, items)
-    while True:
-        is_kept = (np.bincount(users)[users] >= min_items) & (np.bincount(items)[items] >= min_users)
-        if is_kept.all():
-            return np.unique(users), np.unique(items)
-        users, items = users[is_kept], items[is_kept]
-
-
-def _distinct_pairs(users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct_pairs(users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different pairs, in order."""
     width = int(items.max(initial=0)) + 1
     pairs = np.sort(users.astype(np.int64) * width + items)
     return np.divmod(pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]], width)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from medley.manifest import join_uri, open_storage
 from medley.schema import InputError
+from medley.storage import storage_failures
 
 MAX_ROW_GROUP_BYTES = 2**31
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
@@ -34,13 +35,13 @@ def _fault(filesystem: pafs.FileSystem, root: str, path: str, max_row_group_byte
     if isinstance(filesystem, pafs.LocalFileSystem) and not os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
         return f"a link to '{os.path.realpath(path)}', outside the tables folder"
     try:
-        with filesystem.open_input_file(path) as file:
+        with storage_failures("read", path), filesystem.open_input_file(path) as file:
             fault = _footer_fault(file)
             if fault:
                 return fault
             file.seek(0)
             metadata = pq.read_metadata(file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: damaged names, also within pyarrow's own message
         return str(error).splitlines()[0]
     if metadata.num_rows == 0:
         return "no rows"

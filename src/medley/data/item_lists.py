@@ -38,3 +38,13 @@ class ItemLists:
         rows = np.repeat(np.arange(len(users)), lengths)
         starts = np.repeat(self.offsets[users] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
         return rows, self.items[starts + np.arange(len(rows))]
+
+    def contain(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Whether each (user, item) pair is in the lists, (pairs,) bool."""
+        own_users = np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
+        if not len(own_users) or not len(users):
+            return np.zeros(len(users), dtype=bool)
+        width = int(max(self.items.max(), items.max())) + 1
+        # In order already, so that nothing need be sorted or hashed.
+        own_keys, keys = own_users * width + self.items, users.astype(np.int64) * width + items
+        return own_keys[np.searchsorted(own_keys, keys).clip(max=len(own_keys) - 1)] == keys

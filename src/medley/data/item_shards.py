@@ -1,57 +1,99 @@
-"""The items' shards: cleaned by Ray tasks into a work folder that outlives an interruption, moved into the prepared set when all are there."""
+"""The items' shards and facts, in the order of their numbers."""
 
-import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-import ray
-from ray.exceptions import RayTaskError
+import numpy as np
+import pyarrow as pa
 
 from medley.data.clean import clean_shard
+from medley.data.numbering import FILE, ROW, ItemNumbers
 from medley.data.shards import ITEMS_PER_SHARD
-from medley.data.tables import Tables
-from medley.manifest import StagedFolder, exists, hash_file, join_uri, open_storage, read_json, write_json
+from medley.data.steps import Steps
+from medley.data.tables import Tables, pieces_of, read_piece
+from medley.data.validate import Quarantine
+from medley.manifest import StagedFolder, hash_file, open_storage, read_bytes, write_bytes
 from medley.media import MediaConfig
-from medley.schema import InputError
+from medley.schema import ITEM_ID, ITEM_INDEX, TITLE
 
-logger = logging.getLogger(__name__)
-
-
-def write_item_shards(tables: Tables, media: MediaConfig, item_rows: list[tuple[str, int, int]], work_uri: str, stage: StagedFolder) -> list[dict[str, Any]]:
-    """`items/part-00000.arrow` … in the staged folder, and each shard's report (small: coverage, quarantine rows).
-
-    item_rows: as in clean_shard. One Ray task per shard; those that an interrupted run left in `work_uri` are kept.
-    """
-    task = ray.remote(num_cpus=1, max_retries=3)(clean_shard_once)
-    tables_ref = ray.put(tables)
-    groups = [item_rows[first : first + ITEMS_PER_SHARD] for first in range(0, len(item_rows), ITEMS_PER_SHARD)]
-    names = [f"part-{number:05d}.arrow" for number in range(len(groups))]
-    pending = [task.remote(tables_ref, media, group, join_uri(work_uri, name)) for group, name in zip(groups, names, strict=True)]
-    reports = []
-    for number, reference in enumerate(pending, start=1):
-        try:
-            reports.append(ray.get(reference))
-        except RayTaskError as error:
-            # Ray's own error shows the task's traceback; a mistake in the tables needs only its message.
-            raise (error.cause if isinstance(error.cause, InputError) else error) from None
-        if number % 20 == 0 or number == len(pending):
-            logger.info("prepare | %d of %d item shards", number, len(pending))
-    filesystem, target = open_storage(stage.path("items"))
-    filesystem.create_dir(target, recursive=True)
-    for name in names:
-        filesystem.move(open_storage(join_uri(work_uri, name))[1], f"{target}/{name}")
-    return reports
+SHARDS_STEP = "items"
 
 
-def clean_shard_once(tables: Tables, media: MediaConfig, item_rows: Sequence[tuple[str, int, int]], uri: str) -> dict[str, Any]:
-    """clean_shard (a Ray task), unless the shard stands at `uri` and is as the report beside it says, which is written last."""
+def write_item_shards(steps: Steps, tables: Tables, media: MediaConfig, items: ItemNumbers, stage: StagedFolder) -> dict[str, int]:
+    """`items/part-00000.arrow` … in the staged folder, one task a shard; returns the coverage: column → items that have it."""
+    firsts = range(0, items.num_items, ITEMS_PER_SHARD)
+    reports = steps.run(
+        SHARDS_STEP, write_shard, [(first, min(first + ITEMS_PER_SHARD, items.num_items)) for first in firsts], tables, media, items, inline=False
+    )
+    steps.move(SHARDS_STEP, [f"items/part-{number:05d}.arrow" for number in range(len(firsts))], stage)
+    return dict(sum((Counter(report["coverage"]) for report in reports), Counter()))
+
+
+def write_shard(uri: str, first: int, stop: int, tables: Tables, media: MediaConfig, items: ItemNumbers) -> dict[str, Any]:
+    """Clean the items first…stop into one shard (a task). An item that stands in no table is a row without content."""
+    rows = items.rows(first, stop)
+    wanted = list(zip(rows[ITEM_ID].to_pylist(), rows[FILE].to_pylist(), rows[ROW].to_pylist(), strict=True))
+    present = sorted((row for row in wanted if row[1] >= 0), key=lambda row: row[1:])
+    found = clean_shard(tables, media, present, uri)
     filesystem, path = open_storage(uri)
-    report_uri = f"{uri}.json"
-    if exists(uri) and exists(report_uri):
-        report: dict[str, Any] = read_json(report_uri)
-        if report["file"] == hash_file(filesystem, path):
-            return report
-    report = clean_shard(tables, media, item_rows, uri)
-    report["file"] = hash_file(filesystem, path)
-    write_json(report_uri, report)
-    return report
+    if present != wanted:
+        _reorder(uri, wanted, present)
+    quarantine = Quarantine()
+    quarantine.report_missing(found["quarantine"])
+    return {"coverage": found["coverage"], **hash_file(filesystem, path), "quarantine": quarantine.as_json()}
+
+
+def _reorder(uri: str, wanted: list[tuple[str, int, int]], present: list[tuple[str, int, int]]) -> None:
+    """Write a shard again with its rows as wanted; with a base set numbers follow it and not the tables."""
+    table = pa.ipc.open_file(read_bytes(uri)).read_all()
+    place = {row[1:]: number for number, row in enumerate(present)}
+    table = table.take(pa.array([place.get(row[1:]) for row in wanted], pa.int64()))
+    table = table.set_column(0, table.schema.field(0), pa.array([row[0] for row in wanted]))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    write_bytes(uri, sink.getvalue())
+
+
+def facts_schema(tables: Tables) -> pa.Schema:
+    """item_index, item_id, every scalar column that is no modality (title, genre, …), train_count."""
+    scalars = [field for field in tables.items_schema if _is_fact(field)]
+    if TITLE not in tables.items_schema.names:
+        scalars.append(pa.field(TITLE, pa.string()))
+    return pa.schema([(ITEM_INDEX, pa.int32()), (ITEM_ID, pa.string()), *scalars, ("train_count", pa.int64())])
+
+
+def item_facts(tables: Tables, items: ItemNumbers, train_count_N: np.ndarray) -> Iterator[pa.Table]:
+    """Tables of facts_schema with all items in their order, each as long as a table of their numbers; an item that stands in no table has no facts."""
+    schema = facts_schema(tables)
+    for start, stop in zip(items.starts, items.starts[1:], strict=False):
+        if start == stop:  # a file of the tables whose items the base has
+            continue
+        places = items.rows(start, stop)
+        columns = {ITEM_INDEX: pa.array(np.arange(start, stop, dtype=np.int32)), ITEM_ID: places[ITEM_ID], "train_count": pa.array(train_count_N[start:stop])}
+        facts = _scalars(tables, places, [name for name in schema.names if name not in columns and name in tables.items_schema.names])
+        columns |= {name: facts[name] for name in facts.column_names}
+        yield pa.table([columns.get(field.name, pa.nulls(stop - start, field.type)) for field in schema], schema)
+
+
+def _scalars(tables: Tables, places: pa.Table, names: list[str]) -> pa.Table:
+    """The named columns of the rows at these places, nulls where an item stands in no table."""
+    file, row = places[FILE].to_numpy(), places[ROW].to_numpy()
+    schema = pa.schema([tables.items_schema.field(name) for name in names])
+    found, slots = [schema.empty_table()], [np.zeros(0, dtype=np.int64)]
+    for number in np.unique(file[file >= 0]).tolist() if names else []:
+        for group in pieces_of((tables.items[number],), 1):
+            own = np.flatnonzero((file == number) & (row >= group.first_row) & (row < group.first_row + group.num_rows))
+            if len(own):
+                found.append(read_piece(tables.items[number], group, names).take(pa.array(row[own] - group.first_row)))
+                slots.append(own)
+    order = np.concatenate(slots)
+    place = np.full(len(file), -1)
+    place[order] = np.arange(len(order))
+    return pa.concat_tables(found).take(pa.array(place, mask=place < 0))
+
+
+def _is_fact(field: pa.Field) -> bool:
+    is_scalar = not (pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
+    return is_scalar and field.name not in (ITEM_ID, "text")

@@ -1,7 +1,10 @@
 """The proof that nothing of valid and test is in train; runs at the end of every prepare."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from medley.data.partitions import crowded_rows, mix
 from medley.data.split import TEST, TRAIN, VALID
 from medley.schema import SPLITS, InputError
 
@@ -9,11 +12,13 @@ from medley.schema import SPLITS, InputError
 def check_leaks(kind: str, part: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray | None, held_out_N: np.ndarray) -> None:
     """An InputError for a row whose user, item and time stand in two splits, a train row after a cut, a held-out item in the wrong split.
 
-    part: int8 as in assign_split; users, items: numbers; times: int64 or None; all (rows,). held_out_N: the part of a held-out item, else -1.
+    part: int8 as in assign_parts; users, items: numbers; times: int64 or None; all (rows,). held_out_N: the part of a held-out item, else -1.
     """
     pairs = users.astype(np.int64) * len(held_out_N) + items
     columns = [pairs] if times is None else [pairs, times]
-    order = np.lexsort([part, *columns])
+    # Only rows that share a key can be twins, and few do.
+    crowded = np.flatnonzero(crowded_rows(mix(pairs.astype(np.uint64), 0 if times is None else times)))
+    order = crowded[np.lexsort([column[crowded] for column in (part, *columns)])]
     is_twin = np.all([column[order][1:] == column[order][:-1] for column in columns], axis=0)
     shared = np.flatnonzero(is_twin & (part[order][1:] != part[order][:-1]))
     if len(shared):
@@ -29,14 +34,24 @@ def check_leaks(kind: str, part: np.ndarray, users: np.ndarray, items: np.ndarra
     _refuse((~is_free & (part != held_out)).sum(), "rows of held-out items stand in another split")
     if kind == "time":
         assert times is not None
-        for earlier, later in ((TRAIN, VALID), (VALID, TEST), (TRAIN, TEST)):
-            cut = times[is_free & (part == later)].min(initial=np.iinfo(np.int64).max)
-            _refuse((is_free & (part == earlier) & (times >= cut)).sum(), f"{SPLITS[earlier]} rows are not before the first {SPLITS[later]} row")
+        check_time_order([time_range(times[is_free & (part == number)]) for number in range(len(SPLITS))])
     if kind == "last_out":
         assert times is not None
-        last = np.full(users.max() + 1, np.iinfo(np.int64).min)
+        last = np.full(users.max(initial=-1) + 1, np.iinfo(np.int64).min)
         np.maximum.at(last, users[part == TRAIN], times[part == TRAIN])
         _refuse((is_free & (part != TRAIN) & (times < last[users])).sum(), "held-out rows are before a train row of their user")
+
+
+def time_range(times: np.ndarray) -> tuple[int, int]:
+    """(first, last) of some times; of none, one that is after and before all others."""
+    limits = np.iinfo(np.int64)
+    return int(times.min(initial=limits.max)), int(times.max(initial=limits.min))
+
+
+def check_time_order(ranges: Sequence[tuple[int, int]]) -> None:
+    """Fails where a split's last time is not before the first one of a later split; with the time_range of each, over all parts of the data."""
+    for earlier, later in ((TRAIN, VALID), (VALID, TEST), (TRAIN, TEST)):
+        _refuse(int(ranges[earlier][1] >= ranges[later][0]), f"{SPLITS[earlier]} rows are not before the first {SPLITS[later]} row")
 
 
 def _refuse(num_rows: int, what: str) -> None:

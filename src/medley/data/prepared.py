@@ -1,6 +1,6 @@
 """A prepared data set as the later rooms read it: interactions as arrays, ids, facts, item shards."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medley.data.base import ITEM_FACTS, PREPARED_KIND, USERS
 from medley.data.item_lists import ItemLists
-from medley.data.prepare import PREPARED_KIND
 from medley.data.shards import ItemStore
+from medley.data.tables import open_file
 from medley.manifest import join_uri, read_manifest, read_parquet, verify_files
 from medley.schema import ITEM_INDEX, SPLITS, TIMESTAMP, USER_INDEX, VALUE, WEIGHT, InputError
 
@@ -31,16 +32,25 @@ class Interactions:
         return len(self.users)
 
     @classmethod
-    def from_table(cls, table: pa.Table) -> Self:
-        """From a table of PREPARED_INTERACTIONS_SCHEMA."""
-        has_times = table.num_rows > 0 and table[TIMESTAMP].null_count == 0
+    def from_tables(cls, tables: Iterable[pa.Table], num_rows: int) -> Self:
+        """From tables of PREPARED_INTERACTIONS_SCHEMA with num_rows rows in all; one of them is in memory beside the arrays."""
+        types = {USER_INDEX: np.int32, ITEM_INDEX: np.int32, VALUE: np.float32, WEIGHT: np.float32, "is_target": np.bool_, TIMESTAMP: np.int64}
+        arrays: dict[str, np.ndarray] = {name: np.empty(num_rows, dtype=type_) for name, type_ in types.items()}
+        start, has_times = 0, num_rows > 0
+        for table in tables:
+            place = slice(start, start + table.num_rows)
+            has_times &= table[TIMESTAMP].null_count == 0
+            for name, array in arrays.items():
+                array[place] = (pc.fill_null(table[name].cast(pa.int64()), 0) if name == TIMESTAMP else table[name]).to_numpy()
+            start += table.num_rows
+        assert start == num_rows
         return cls(
-            users=table[USER_INDEX].to_numpy(),
-            items=table[ITEM_INDEX].to_numpy(),
-            values=table[VALUE].to_numpy(),
-            weights=table[WEIGHT].to_numpy(),
-            is_target=table["is_target"].to_numpy(),
-            timestamps=table[TIMESTAMP].cast(pa.int64()).to_numpy() if has_times else None,
+            users=arrays[USER_INDEX],
+            items=arrays[ITEM_INDEX],
+            values=arrays[VALUE],
+            weights=arrays[WEIGHT],
+            is_target=arrays["is_target"],
+            timestamps=arrays[TIMESTAMP] if has_times else None,
         )
 
 
@@ -68,7 +78,7 @@ class PreparedData:
 
     @property
     def num_users(self) -> int:
-        """Users with any interaction."""
+        """Users with any interaction, and all users of the base set."""
         return int(self.manifest["counts"]["num_users"])
 
     @property
@@ -81,8 +91,13 @@ class PreparedData:
         return read_parquet(join_uri(self.uri, name))
 
     def interactions(self, split: str) -> Interactions:
-        """train, valid or test."""
-        return Interactions.from_table(self._table(f"{split}.parquet"))
+        """train, valid or test; one that the folder lacks is an InputError."""
+        names = sorted(name for name in self.manifest["files"] if name.startswith(f"{split}/"))
+        if not names:
+            raise InputError(f"the prepared set '{self.uri}' has no files '{split}/'", "a set that this version prepared", "run jobs.prepare again")
+        verify_files(self.uri, self.manifest, prefix=f"{split}/")
+        num_rows = sum(open_file(self.uri, name).num_rows for name in names)
+        return Interactions.from_tables((read_parquet(join_uri(self.uri, name)) for name in names), num_rows)
 
     @cached_property
     def train(self) -> Interactions:
@@ -92,12 +107,12 @@ class PreparedData:
     @cached_property
     def item_facts(self) -> pa.Table:
         """item_index, item_id, title, train_count and attribute columns."""
-        return self._table("item_facts.parquet")
+        return self._table(ITEM_FACTS)
 
     @cached_property
     def users(self) -> pa.Table:
         """user_index, user_id and attribute columns."""
-        return self._table("users.parquet")
+        return self._table(USERS)
 
     @cached_property
     def train_count_N(self) -> np.ndarray:
@@ -111,6 +126,8 @@ class PreparedData:
 
     def item_lists(self, *splits: str) -> ItemLists:
         """What each user had in these splits together."""
+        if splits == ("train",):
+            return self.train_lists
         parts = [self.train if split == "train" else self.interactions(split) for split in splits]
         users, items = (np.concatenate([getattr(part, name) for part in parts]) for name in ("users", "items"))
         return ItemLists.from_pairs(users, items, self.num_users)

@@ -1,34 +1,29 @@
-"""The plan, streamed: Ray Data turns windows of global batches into their unique items' bytes, threads here decode each once.
+"""The plan, streamed: windows of global batches, whose unique items are decoded once each, one window ahead of training.
 
-Steps: 1. a window is a row: its items; 2. a Ray Data task, anywhere in the cluster, reads their encoded bytes from the prepared shards;
-3. threads beside the trainer decode and tokenise each item once per window, one window ahead; 4. the plan says which go into which batch,
-and a thread stacks them, one global batch ahead (into pinned memory where there is a GPU).
-Each rank has data sets of its own, built from the resume position on, order kept, never split by Ray (its splitter guarantees no order).
+Steps: 1. the plan lists a window's items; 2. their encoded bytes are views of shards mapped by this process or, of a catalogue too large to map,
+come from Ray Data tasks anywhere in the cluster; 3. threads beside the trainer decode and tokenise each item once, into memory that is used again
+(or tasks on the cluster's CPUs do, cluster_decoding.py); 4. the plan says which go into which batch, and a thread puts them together, one global
+batch ahead (into pinned memory where there is a GPU).
+Each rank reads windows of its own, from the resume position on, in order, never split by Ray (its splitter guarantees no order).
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
-from itertools import islice
-from typing import Any, TypeVar
+from itertools import starmap
+from typing import Any, Literal, TypeVar
 
-import pyarrow as pa
-import ray.data
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from medley.data.batches import BatchMaker, ItemInputs, PreparedItem, PreparedItems
+from medley.data.batches import BatchMaker, ItemInputs, PreparedItems
+from medley.data.cluster_decoding import ClusterDecoder
+from medley.data.fetching import fetched_windows
+from medley.data.preparing import ItemPreparer, ValueSource, in_order_of_use
 from medley.data.shards import ItemStore
 from medley.encoders import Encoder
-from medley.schema import ITEM_INDEX, Batch
-
-FETCH_CPUS = 0.01
-"""Trainers may hold every logical CPU; a fetch task that waits for a whole one would wait for ever."""
-
-WINDOWS_PER_DATASET = 64
-"""Windows whose items are listed before the first is fetched; a data set for a whole epoch would list all rows. Starting one takes 0.1 to 0.3 s."""
+from medley.schema import Batch
 
 ITEM_OVERHEAD_BYTES = 2000
 """What a prepared item takes beside its arrays of fixed size: its tokens, and the Python objects."""
@@ -42,92 +37,20 @@ class StreamConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     window_global_batches: int = Field(default=16, ge=1)
-    """most global batches fetched together; an item is decoded once per window, so larger windows decode less and hold more"""
+    """most global batches decoded together; an item is decoded once per window, so larger windows decode less and hold more"""
     max_window_bytes: int = Field(default=256_000_000, ge=1)
     """most bytes of one window's items, encoded and prepared together, estimated from the data set's means; windows hold fewer global batches where
-    needed, at least one. A rank holds two windows, Ray's object store a few encoded ones."""
+    needed, at least one. A rank holds two windows, a third while the last batches of one are in use; Ray's object store a few encoded ones."""
+    decode: Literal["trainer", "cluster"] = "trainer"
+    """who decodes: threads beside the trainer, or Ray Data tasks of one CPU each, when the trainers' own CPUs cannot keep their GPUs busy; the cluster needs
+    those CPUs free, and finished micro-batches cross the object store. Both give the same bits."""
     decode_threads: int = Field(default=2, ge=1)
-    """threads per rank that decode and tokenise"""
+    """threads per rank that decode and tokenise; with decode `cluster`, tasks at a time"""
+    max_mapped_bytes: int = Field(default=50_000_000_000, ge=0)
+    """catalogues whose item shards take at most this are mapped by every rank (from copies on its node where storage is remote); the items of larger ones
+    are read by Ray Data tasks, anywhere in the cluster, and cross the object store"""
     cache_folder: str | None = None
     """folder of each node for copies of the shards of a data set on remote storage, made as they are read and kept; null: the system's temporary folder"""
-
-
-def fetch_items(block: pa.Table, uri: str, files: Mapping[str, str], columns: tuple[str, ...], cache_folder: str | None) -> pa.Table:
-    """The rows of a block's items as they lie in the prepared shards (a Ray Data task). files: shard name → SHA-256."""
-    return _store_of_process(uri, tuple(sorted(files.items())), cache_folder).take(block[ITEM_INDEX].to_numpy(), columns)
-
-
-@lru_cache(maxsize=4)
-def _store_of_process(uri: str, files: tuple[tuple[str, str], ...], cache_folder: str | None) -> ItemStore:
-    """One reader per task process: shards stay mapped and verified between tasks."""
-    return ItemStore(uri, {name: {"sha256": digest} for name, digest in files}, cache_folder)
-
-
-def stream_items(
-    maker_uri: str, files: Mapping[str, Mapping[str, Any]], columns: Sequence[str], blocks: Iterable[pa.Table], cache_folder: str | None
-) -> Iterator[pa.Table]:
-    """Each block's items with their encoded values, in order, one block ahead."""
-    shards = {name: entry["sha256"] for name, entry in files.items() if name.startswith("items/")}
-    fetch = partial(fetch_items, uri=maker_uri, files=shards, columns=tuple(columns), cache_folder=cache_folder)
-    remaining = iter(blocks)
-    while part := list(islice(remaining, WINDOWS_PER_DATASET)):
-        dataset = ray.data.from_blocks(part)
-        _configure(dataset.context)
-        compute = ray.data.TaskPoolStrategy(size=min(2, len(part)))
-        fetched = dataset.map_batches(fetch, batch_size=None, batch_format="pyarrow", num_cpus=FETCH_CPUS, compute=compute)
-        yield from fetched.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-
-
-def _configure(context: ray.data.DataContext) -> None:
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    # None keeps one output block per window; a size would cut and merge them.
-    context.target_max_block_size = None
-    # The consumer may rest longer than Ray's half hour between windows (evaluation, checkpoints).
-    context.execution_no_progress_timeout_s = 24 * 3600
-    context.custom_execution_callback_classes = [_executor_pause()]
-
-
-def _executor_pause() -> type:
-    """Ray Data's executor spins at most of a core while its output waits to be read; 3 ms of sleep per step cut that to a fifth."""
-    import time
-
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-    class Pause(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:
-            time.sleep(0.003)
-
-    return Pause
-
-
-class ItemPreparer:
-    """Turns fetched rows into prepared items in threads, one list of columns for all encoders."""
-
-    def __init__(self, encoders: Mapping[str, Encoder], columns: Mapping[str, str], threads: ThreadPoolExecutor):
-        self.encoders = encoders
-        self.column_of = columns
-        self.threads = threads
-
-    @property
-    def columns(self) -> list[str]:
-        """The shard columns that any encoder reads."""
-        return sorted(set(self.column_of.values()))
-
-    def prepare(self, rows: pa.Table) -> PreparedItems:
-        """item index → prepared inputs of the modalities it has."""
-        # A few pieces for each thread: one hand-over an item took a tenth of the time of decoding it.
-        size = max(1, rows.num_rows // 16)
-        pieces = self.threads.map(self._prepare_piece, (rows.slice(start, size) for start in range(0, rows.num_rows, size)))
-        return PreparedItems(item for piece in pieces for item in piece)
-
-    def _prepare_piece(self, rows: pa.Table) -> list[tuple[int, PreparedItem]]:
-        items: list[dict[str, dict[str, Tensor]]] = [{} for _ in range(rows.num_rows)]
-        for name, encoder in self.encoders.items():
-            for item, value in zip(items, rows[self.column_of[name]].to_pylist(), strict=True):
-                if value is not None:
-                    item[name] = encoder.prepare(value)
-        return list(zip(rows[ITEM_INDEX].to_pylist(), items, strict=True))
 
 
 class BatchStream:
@@ -142,6 +65,8 @@ class BatchStream:
         self.window_thread = ThreadPoolExecutor(1, thread_name_prefix="window")
         self.batch_thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self.preparer = ItemPreparer(encoders, columns, self.threads)
+        self.cluster = ClusterDecoder(maker.data, encoders, columns, config.decode_threads, config.cache_folder)
+        self.store = ItemStore(maker.data.uri, maker.data.manifest["files"], config.cache_folder)
 
     def close(self) -> None:
         """End the threads."""
@@ -149,43 +74,55 @@ class BatchStream:
             threads.shutdown(cancel_futures=True)
 
     @property
+    def encoded_bytes(self) -> int:
+        """Bytes of all item shards."""
+        return sum(entry["size_bytes"] for name, entry in self.maker.data.manifest["files"].items() if name.startswith("items/"))
+
+    @property
     def max_window_items(self) -> int:
         """How many items `max_window_bytes` has room for, at least 1."""
-        data = self.maker.data
-        encoded = sum(entry["size_bytes"] for name, entry in data.manifest["files"].items() if name.startswith("items/")) / data.num_items
         prepared = sum(tensor.nbytes for encoder in self.encoders.values() for tensor in encoder.dummy().values())
-        return max(1, int(self.config.max_window_bytes / (encoded + prepared + ITEM_OVERHEAD_BYTES)))
+        item_bytes = self.encoded_bytes / self.maker.data.num_items + prepared + ITEM_OVERHEAD_BYTES
+        return max(1, int(self.config.max_window_bytes / item_bytes))
 
     def global_batches(self, epoch: int, start_global_batch: int, micro_batches: Sequence[int]) -> Iterator[list[Batch]]:
         """The batches of `micro_batches` for every global batch of an epoch from `start_global_batch` on."""
         return one_ahead(self._batches(epoch, start_global_batch, micro_batches), self.batch_thread)
 
     def _batches(self, epoch: int, start_global_batch: int, micro_batches: Sequence[int]) -> Iterator[list[Batch]]:
-        listed: deque[tuple[int, int]] = deque()
-
-        def blocks() -> Iterator[pa.Table]:
-            windows = self.maker.windows(epoch, start_global_batch, micro_batches, self.config.window_global_batches, self.max_window_items)
-            for first, stop, items in windows:
-                listed.append((first, stop))
-                yield _block(items)
-
+        windows = self.maker.windows(epoch, start_global_batch, micro_batches, self.config.window_global_batches, self.max_window_items)
+        inputs = self._inputs(parts for _, _, parts in windows)
         pins_memory = torch.cuda.is_available()
-        for prepared in self._prepared(blocks()):
-            for number in range(*listed.popleft()):
-                batches = [self.maker.batch((epoch, number, micro), prepared, self.encoders) for micro in micro_batches]
-                yield [batch.pin_memory() for batch in batches] if pins_memory else batches
+        for number in range(start_global_batch, self.maker.plan.num_global_batches):
+            batches = [self.maker.batch((epoch, number, micro), next(inputs), self.encoders) for micro in micro_batches]
+            yield [batch.pin_memory() for batch in batches] if pins_memory else batches
 
     def items(self, item_indices: Sequence[Any]) -> Iterator[ItemInputs]:
         """Prepared items of each array of item indices, in order: what embedding the catalogue reads."""
-        yield from self._prepared(_block(indices) for indices in item_indices)
+        yield from self._inputs([np.asarray(items)] for items in item_indices)
 
-    def _prepared(self, blocks: Iterable[pa.Table]) -> Iterator[PreparedItems]:
-        """Each block's prepared items; the next block is decoded while the current one is used."""
+    def _inputs(self, windows: Iterable[Sequence[np.ndarray]]) -> Iterator[ItemInputs]:
+        """What encoders read, for each micro-batch of each window, which is given as the items of its micro-batches."""
         if not self.encoders:
-            return (PreparedItems() for _ in blocks)
-        data = self.maker.data
-        tables = stream_items(data.uri, data.manifest["files"], self.preparer.columns, blocks, self.config.cache_folder)
-        return one_ahead(map(self.preparer.prepare, tables), self.window_thread)
+            return (PreparedItems({}) for parts in windows for _ in parts)
+        if self.config.decode == "cluster":
+            return one_ahead(self.cluster.decode(windows), self.window_thread)
+        return self._prepared_here(windows)
+
+    def _prepared_here(self, windows: Iterable[Sequence[np.ndarray]]) -> Iterator[ItemInputs]:
+        """Each window's prepared items, once for each of its micro-batches; the next window is decoded while the current one is used."""
+        num_parts: deque[int] = deque()
+
+        def items() -> Iterator[np.ndarray]:
+            for parts in windows:
+                num_parts.append(len(parts))
+                yield parts[0] if self.maker.whole_catalogue else in_order_of_use(parts)
+
+        encoded: Iterable[tuple[np.ndarray, ValueSource]] = ((items_W, self.store) for items_W in items())
+        if self.encoded_bytes > self.config.max_mapped_bytes:
+            encoded = fetched_windows(self.maker.data, self.preparer.columns, items(), self.config.cache_folder)
+        for prepared in one_ahead(starmap(self.preparer.prepare, encoded), self.window_thread):
+            yield from [prepared] * num_parts.popleft()
 
 
 def one_ahead(values: Iterator[Value], thread: ThreadPoolExecutor) -> Iterator[Value]:
@@ -194,7 +131,3 @@ def one_ahead(values: Iterator[Value], thread: ThreadPoolExecutor) -> Iterator[V
     while (value := pending.result()) is not None:
         pending = thread.submit(next, values, None)
         yield value
-
-
-def _block(item_indices: Any) -> pa.Table:
-    return pa.table({ITEM_INDEX: pa.array(item_indices, pa.int32())})

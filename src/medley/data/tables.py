@@ -1,7 +1,7 @@
 """The input tables: what a converter wrote or a user brought; checked at the door."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,12 +12,14 @@ from medley.data.contract import conform, unify
 from medley.data.footers import check_footers
 from medley.manifest import find_manifest, fingerprint, hash_file, join_uri, list_folder, open_storage, read_manifest, verify_files
 from medley.schema import InputError
+from medley.storage import storage_failures
 
 logger = logging.getLogger(__name__)
 
 TABLES_KIND = "tables"
 TABLE_NAMES = ("items", "interactions", "users")
 MAX_WARNINGS = 10
+ROWS_PER_GROUP = 2**17
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,69 @@ def open_tables(uri: str) -> Tables:
     return Tables(uri, identity, items, interactions, users, items_schema, interactions_schema, users_schema)
 
 
-def read_table(files: tuple[TableFile, ...], columns: list[str]) -> pa.Table:
-    """The named columns of a whole table."""
-    return pa.concat_tables(piece for _, _, piece in iterate_pieces(files, columns))
+@dataclass(frozen=True)
+class Piece:
+    """Row groups of one file that follow one another: what a task reads at once."""
+
+    file: int
+    """place among the table's files"""
+    groups: tuple[int, ...]
+    first_row: int
+    """row in the file of the first one"""
+    num_rows: int
+
+
+def pieces_of(files: Sequence[TableFile], max_rows: int) -> list[Piece]:
+    """The pieces of a table, in order, of `max_rows` at most where row groups are smaller."""
+    pieces = []
+    for number, file in enumerate(files):
+        groups: list[int] = []
+        first_row = num_rows = 0
+        for group, size in enumerate(file.row_group_rows):
+            if groups and num_rows + size > max_rows:
+                pieces.append(Piece(number, tuple(groups), first_row, num_rows))
+                groups, first_row, num_rows = [], first_row + num_rows, 0
+            groups.append(group)
+            num_rows += size
+        pieces.append(Piece(number, tuple(groups), first_row, num_rows))
+    return pieces
+
+
+def read_piece(file: TableFile, piece: Piece, columns: Sequence[str], encoded: Sequence[str] = ()) -> pa.Table:
+    """The named columns of a piece, those in `encoded` as dictionaries of strings: few values instead of many rows."""
+    encoded = [name for name in columns if name in encoded]
+    parquet = _open_parquet(file.uri, encoded)
+    present = set(parquet.schema_arrow.names)
+    with _refusing_damage(file.uri):
+        table = parquet.read_row_groups(list(piece.groups), columns=[name for name in columns if name in present])
+    plain = conform(table, pa.schema([file.schema.field(name) for name in columns if name not in encoded]))
+    return pa.table({name: _as_dictionary(table, name) if name in encoded else plain[name] for name in columns})
+
+
+def write_tables(uri: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """One Parquet file of tables that follow one another, in row groups of ROWS_PER_GROUP: the same bytes however the rows are cut into tables."""
+    filesystem, path = open_storage(uri)
+    with storage_failures("write", uri), pq.ParquetWriter(path, schema, filesystem=filesystem, write_page_checksum=True) as writer:
+        waiting = schema.empty_table()
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table])
+            while waiting.num_rows >= ROWS_PER_GROUP:
+                writer.write_table(waiting.slice(0, ROWS_PER_GROUP).combine_chunks())
+                waiting = waiting.slice(ROWS_PER_GROUP)
+        if waiting.num_rows:
+            writer.write_table(waiting.combine_chunks())
+
+
+def _as_dictionary(table: pa.Table, name: str) -> pa.DictionaryArray:
+    """A column of strings of any form as one dictionary array, nulls among its indices."""
+    if name not in table.column_names:
+        return pa.nulls(table.num_rows, pa.string()).dictionary_encode()
+    column = table[name]
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string()).dictionary_encode()
+    ids = column.unify_dictionaries().combine_chunks()
+    ids = ids.chunk(0) if isinstance(ids, pa.ChunkedArray) else ids
+    return pa.DictionaryArray.from_arrays(ids.indices.cast(pa.int32()), ids.dictionary.cast(pa.string()))
 
 
 def iterate_pieces(files: tuple[TableFile, ...], columns: list[str]) -> Iterator[tuple[int, int, pa.Table]]:
@@ -114,19 +176,30 @@ def _read_group(parquet: pq.ParquetFile, uri: str, group: int, schema: pa.Schema
     return conform(piece, schema)
 
 
-def _open_parquet(uri: str) -> pq.ParquetFile:
+def _open_parquet(uri: str, encoded: Sequence[str] = ()) -> pq.ParquetFile:
     filesystem, path = open_storage(uri)
     with _refusing_damage(uri):
-        return pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True)
+        return pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True, read_dictionary=list(encoded) or None)
 
 
 @contextmanager
 def _refusing_damage(uri: str) -> Iterator[None]:
     """What pyarrow raises for a damaged footer or page as an InputError that names the shard."""
     try:
-        yield
+        with storage_failures("read", uri):
+            yield
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"shard '{uri}' cannot be read ({error})", "a whole Parquet file", "write it again, or remove it") from error
+
+
+def open_file(uri: str, name: str) -> TableFile:
+    """A Parquet file of ours, to be read in pieces as it is."""
+    parquet = _open_parquet(join_uri(uri, name))
+    return TableFile(join_uri(uri, name), name, _row_group_rows(parquet), parquet.schema_arrow)
+
+
+def _row_group_rows(parquet: pq.ParquetFile) -> tuple[int, ...]:
+    return tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
 
 
 def _open_files(uri: str, table: str, names: list[str]) -> tuple[tuple[TableFile, ...], pa.Schema]:
@@ -137,8 +210,4 @@ def _open_files(uri: str, table: str, names: list[str]) -> tuple[tuple[TableFile
         logger.warning("tables | %s", warning)
     if len(warnings) > MAX_WARNINGS:
         logger.warning("tables | %d more of %s", len(warnings) - MAX_WARNINGS, table)
-    files = []
-    for file_uri, name, parquet in opened:
-        sizes = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
-        files.append(TableFile(file_uri, name, sizes, schema))
-    return tuple(files), schema
+    return tuple(TableFile(file_uri, name, _row_group_rows(parquet), schema) for file_uri, name, parquet in opened), schema

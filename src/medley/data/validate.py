@@ -18,8 +18,8 @@ MAX_ROWS_PER_REASON = 1000
 LATEST_MICROSECONDS = 4_102_444_800_000_000
 """2100-01-01 UTC; a fixed moment, not today, so that the same tables are always prepared to the same bytes"""
 
-Fault = tuple[str, str, Callable[[pa.ChunkedArray], pa.ChunkedArray]]
-"""(column, reason, function of the column → bool, True where it is bad; null counts as good)"""
+Fault = tuple[str, str, Callable[[pa.ChunkedArray | pa.Array], pa.ChunkedArray | pa.Array]]
+"""(column, reason, function of the column → bool, True where it is bad; null counts as good). Of a dictionary column it sees the dictionary, and a null."""
 
 
 class QuarantineConfig(BaseModel):
@@ -62,11 +62,28 @@ class Quarantine:
     def report_missing(self, rows: Iterable[dict[str, Any]]) -> None:
         """Values that count as missing while their row is kept: dicts of QUARANTINE_SCHEMA, where shard and row may be absent."""
         for row in rows:
-            key = (row["table"], row["column"], re.sub(r"\d", "#", row["reason"]))
-            self.counts[key] += row["num_rows"]
-            if self._num_listed[key] < MAX_ROWS_PER_REASON:
-                self._listed.append(row)
-                self._num_listed[key] += 1
+            self.counts[row["table"], row["column"], re.sub(r"\d", "#", row["reason"])] += row["num_rows"]
+            self._list(row)
+
+    def as_json(self) -> list[Any]:
+        """What `merge` takes, in another process."""
+        return [self._listed, [[*key, count] for key, count in self.counts.items()], [[*key, count] for key, count in self.faults.items()]]
+
+    def merge(self, found: list[Any]) -> None:
+        """Add what another one found (its as_json) after what this one has."""
+        listed, counts, faults = found
+        for row in listed:
+            self._list(row)
+        for *key, count in counts:
+            self.counts[tuple(key)] += count
+        for *key, count in faults:
+            self.faults[tuple(key)] += count
+
+    def _list(self, row: dict[str, Any]) -> None:
+        key = (row["table"], row["column"], re.sub(r"\d", "#", row["reason"]) if "shard" not in row else row["reason"])
+        if self._num_listed[key] < MAX_ROWS_PER_REASON:
+            self._listed.append(row)
+            self._num_listed[key] += 1
 
     @property
     def num_rows(self) -> int:
@@ -101,9 +118,12 @@ class Quarantine:
         raise InputError(f"{got}; for example {'; '.join(places)}", expected, f"correct the tables, or raise data.quarantine.{setting}")
 
 
-def check_interactions(piece: pa.Table, shard: str, first_row: int, known_items: pa.Array, quarantine: Quarantine) -> tuple[pa.Table, np.ndarray]:
-    """The good rows of a piece of an interactions table and their row numbers in the shard. A bad row is reported for its first fault."""
-    return _keep_good(piece, shard, first_row, "interactions", _interaction_faults(known_items, piece.column_names), quarantine)
+def check_interactions(piece: pa.Table, shard: str, first_row: int, is_known_item: np.ndarray, quarantine: Quarantine) -> tuple[pa.Table, np.ndarray]:
+    """The good rows of a piece of an interactions table and their row numbers in the shard. A bad row is reported for its first fault.
+
+    The piece's id columns are dictionaries; is_known_item: bool for each entry of the items' one.
+    """
+    return _keep_good(piece, shard, first_row, "interactions", _interaction_faults(is_known_item, piece.column_names), quarantine)
 
 
 def check_item_ids(piece: pa.Table, shard: str, first_row: int, quarantine: Quarantine) -> tuple[pa.Table, np.ndarray]:
@@ -113,20 +133,33 @@ def check_item_ids(piece: pa.Table, shard: str, first_row: int, quarantine: Quar
 
 def readable_ids(ids: pa.Array | pa.ChunkedArray) -> list[str | None]:
     """Ids as a person may read them: bytes that are no UTF-8 replaced, cut at 100 characters."""
+    if pa.types.is_dictionary(ids.type):
+        ids = ids.cast(ids.type.value_type)
     return [None if id_ is None else id_.decode(errors="replace")[:100] for id_ in ids.cast(pa.binary()).to_pylist()]
 
 
 def _keep_good(piece: pa.Table, shard: str, first_row: int, name: str, faults: Iterable[Fault], quarantine: Quarantine) -> tuple[pa.Table, np.ndarray]:
     rows = first_row + np.arange(piece.num_rows)
     for column, reason, is_bad in faults:
-        bad = pc.fill_null(is_bad(piece[column]), False).combine_chunks()
-        num_bad = bad.true_count
-        if num_bad:
+        mask = _bad_rows(piece[column], is_bad)
+        if mask.any():
             id_column = column if column in (USER_ID, ITEM_ID) else USER_ID
-            mask = bad.to_numpy(zero_copy_only=False)
-            quarantine.report(name, column, reason, piece[id_column].filter(bad), [shard] * num_bad, rows[mask], is_fault=True)
+            bad = pa.array(mask)
+            quarantine.report(name, column, reason, piece[id_column].filter(bad), [shard] * int(mask.sum()), rows[mask], is_fault=True)
             piece, rows = piece.filter(pc.invert(bad)), rows[~mask]
     return piece, rows
+
+
+def _bad_rows(column: pa.ChunkedArray, is_bad: Callable[[pa.ChunkedArray | pa.Array], pa.ChunkedArray | pa.Array]) -> np.ndarray:
+    """(rows,) bool, of a dictionary's few values instead of its many rows."""
+    if not pa.types.is_dictionary(column.type):
+        return pc.fill_null(is_bad(column), False).to_numpy(zero_copy_only=False)
+    ids = column.combine_chunks()
+    # A null row is the last of the judged values.
+    is_bad_value = pc.fill_null(is_bad(pa.concat_arrays([ids.dictionary, pa.nulls(1, ids.dictionary.type)])), False).to_numpy(zero_copy_only=False)
+    if not is_bad_value[: len(is_bad_value) - (ids.null_count == 0)].any():
+        return np.zeros(len(ids), dtype=bool)
+    return is_bad_value[pc.fill_null(ids.indices, len(ids.dictionary)).to_numpy()]
 
 
 def _id_faults(column: str) -> Iterator[Fault]:
@@ -136,10 +169,10 @@ def _id_faults(column: str) -> Iterator[Fault]:
     yield column, "id holds a NUL character", lambda ids: pc.match_substring(ids, "\0")
 
 
-def _interaction_faults(known_items: pa.Array, columns: list[str]) -> Iterator[Fault]:
+def _interaction_faults(is_known_item: np.ndarray, columns: list[str]) -> Iterator[Fault]:
     yield from _id_faults(USER_ID)
     yield from _id_faults(ITEM_ID)
-    yield ITEM_ID, "unknown item", lambda ids: pc.is_null(pc.index_in(ids, value_set=known_items))
+    yield ITEM_ID, "unknown item", lambda _: pa.array(~np.append(is_known_item, True))
     if VALUE in columns:
         yield VALUE, "value is NaN or infinite", lambda values: pc.invert(pc.is_finite(values))
     if TIMESTAMP in columns:
@@ -151,10 +184,10 @@ def _interaction_faults(known_items: pa.Array, columns: list[str]) -> Iterator[F
         yield DWELL_SECONDS, reason, lambda seconds: pc.or_(pc.invert(pc.is_finite(seconds)), pc.less(seconds, 0))
 
 
-def _is_no_utf8(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+def _is_no_utf8(ids: pa.ChunkedArray | pa.Array) -> pa.Array:
     try:
         ids.validate(full=True)
-        return pa.chunked_array([pa.array(np.zeros(len(ids), dtype=bool))])
+        return pa.array(np.zeros(len(ids), dtype=bool))
     except pa.ArrowInvalid:
         contents = ids.cast(pa.binary()).to_pylist()
-        return pa.chunked_array([pa.array([id_ is not None and id_.decode(errors="ignore").encode() != id_ for id_ in contents], pa.bool_())])
+        return pa.array([id_ is not None and id_.decode(errors="ignore").encode() != id_ for id_ in contents], pa.bool_())

@@ -5,11 +5,13 @@ An encoder's file owns its configuration and its module. A configuration has `co
 
 The module has `output_dimension`, `prepare(value)` (one item on the CPU, thread-safe, the same in training and serving; returns input
 name → tensor), `dummy()` (a prepared item of zeros) and `forward(inputs)` over P stacked items, (P, output_dimension).
+It may have one of two faster ways to prepare many items, with the same result: `prepare_into` where all items' inputs have one size,
+`prepare_many` where one call for all is cheaper. Media come as `bytes` or as a view of memory (`memoryview`).
 To add one: write the file, add it to the union below.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -20,11 +22,12 @@ from medley.encoders.logmel_cnn import LogMelCnnConfig
 from medley.encoders.resnet import ResNetConfig
 from medley.encoders.subword import SubwordConfig
 from medley.encoders.tags import TagsConfig
+from medley.encoders.timm_image import TimmConfig
 from medley.encoders.transformer_image import TransformerImageConfig
 from medley.encoders.transformer_text import TransformerTextConfig
 
 EncoderConfig = Annotated[
-    SubwordConfig | TransformerTextConfig | ResNetConfig | TransformerImageConfig | LogMelCnnConfig | TagsConfig | FeaturesConfig,
+    SubwordConfig | TransformerTextConfig | ResNetConfig | TransformerImageConfig | TimmConfig | LogMelCnnConfig | TagsConfig | FeaturesConfig,
     Field(discriminator="kind"),
 ]
 
@@ -42,6 +45,22 @@ class Encoder(Protocol):
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, output_dimension) float vectors of P items."""
+
+
+@runtime_checkable
+class PreparesInto(Protocol):
+    """An encoder whose inputs are of one size, and written straight into a batch's memory."""
+
+    def prepare_into(self, values: Sequence[Any], out: Mapping[str, Tensor]) -> None:
+        """`prepare` of each value into a row of out: input name → (values, …), each row laid out in memory as in `dummy()`."""
+
+
+@runtime_checkable
+class PreparesMany(Protocol):
+    """An encoder that prepares many items in one call for less."""
+
+    def prepare_many(self, values: Sequence[Any]) -> list[dict[str, Tensor]]:
+        """`prepare` of each value."""
 
 
 def stack_inputs(prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

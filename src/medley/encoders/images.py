@@ -5,19 +5,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medley.media import decode_jpeg
+from medley.media import decode_jpeg, decode_jpeg_into
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def prepare_square(jpeg: bytes, side_pixels: int) -> Tensor:
-    """A prepared JPEG as uint8 (3, side, side): the whole picture, resized without keeping its aspect ratio."""
+def prepare_square(jpeg: bytes | memoryview, side_pixels: int) -> Tensor:
+    """A prepared JPEG as uint8 (3, side, side), channels last in memory: the whole picture, resized without keeping its aspect ratio."""
     image_CHW = decode_jpeg(jpeg)
     if image_CHW.shape[1:] == (side_pixels, side_pixels):
         return image_CHW
     resized = torch.nn.functional.interpolate(image_CHW.unsqueeze(0).float(), size=(side_pixels, side_pixels), mode="bilinear", antialias=True)
-    return resized.squeeze(0).round_().clamp_(0, 255).to(torch.uint8)
+    return resized.round_().clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last).squeeze(0)
+
+
+def prepare_squares_into(jpegs: Sequence[bytes | memoryview], pixels_PCHW: Tensor) -> None:
+    """`prepare_square` of each JPEG, written into memory that lies channels last: a picture of the right size is decoded there, without a copy."""
+    for jpeg, pixels_HWC in zip(jpegs, pixels_PCHW.permute(0, 2, 3, 1).numpy(), strict=True):
+        if not decode_jpeg_into(jpeg, pixels_HWC):
+            pixels_HWC[:] = prepare_square(jpeg, len(pixels_HWC)).permute(1, 2, 0).numpy()
+
+
+def black_square(side_pixels: int) -> Tensor:
+    """uint8 zeros that lie as `prepare_square` leaves pixels."""
+    return torch.zeros(side_pixels, side_pixels, 3, dtype=torch.uint8).permute(2, 0, 1)
 
 
 def normalise(pixels_PCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

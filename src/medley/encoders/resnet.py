@@ -1,13 +1,13 @@
 """Pictures by a ResNet-18 (He et al. 2016): with GroupNorm from scratch, with frozen BatchNorm where weights are loaded."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, normalise, prepare_square
+from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, black_square, normalise, prepare_square, prepare_squares_into
 from medley.encoders.settings import TrainableSettings
 from medley.schema import IMAGE, InputError
 
@@ -77,9 +77,13 @@ class ResNetEncoder(nn.Module):
         """uint8 (3, side, side)."""
         return {"pixels": prepare_square(value, self.side_pixels)}
 
+    def prepare_into(self, values: Sequence[bytes], out: Mapping[str, Tensor]) -> None:
+        """uint8 (values, 3, side, side)."""
+        prepare_squares_into(values, out["pixels"])
+
     def dummy(self) -> dict[str, Tensor]:
         """A black picture."""
-        return {"pixels": torch.zeros(3, self.side_pixels, self.side_pixels, dtype=torch.uint8)}
+        return {"pixels": black_square(self.side_pixels)}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, 8 × width)."""

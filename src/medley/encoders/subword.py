@@ -1,6 +1,7 @@
 """Text from scratch: byte-pair subwords learned from the catalogue, their vectors averaged (fastText: Joulin et al. 2017)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -59,6 +60,13 @@ class SubwordEncoder(nn.Module):
         """Subword numbers, (T,) int64; a text without any becomes one unknown."""
         ids = self.tokenizer.encode(value, add_special_tokens=False).ids[: self.max_tokens]
         return {"token_ids": torch.tensor(ids or [1], dtype=torch.int64)}
+
+    def prepare_many(self, values: Sequence[str]) -> list[dict[str, Tensor]]:
+        """`prepare` of each, by one call of the tokenizer, in which other threads run."""
+        encodings = self.tokenizer.encode_batch_fast(list(values), add_special_tokens=False)
+        ids = [encoding.ids[: self.max_tokens] or [1] for encoding in encodings]
+        joined = torch.tensor(list(chain.from_iterable(ids)), dtype=torch.int64)
+        return [{"token_ids": part} for part in joined.split([len(own) for own in ids])]
 
     def dummy(self) -> dict[str, Tensor]:
         """One padding token."""

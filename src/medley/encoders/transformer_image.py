@@ -1,13 +1,12 @@
 """Pictures by any transformers vision model from a local folder (ViT, DINOv2, CLIP vision, …)."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor, nn
 
-from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, normalise, prepare_square
+from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, black_square, normalise, prepare_square, prepare_squares_into
 from medley.encoders.settings import TrainableSettings
 from medley.encoders.transformer_files import build_model, read_assets
 from medley.schema import IMAGE
@@ -27,7 +26,7 @@ class TransformerImageConfig(TrainableSettings):
 
     def learn(self, values: Iterable[bytes]) -> dict[str, bytes]:
         """Nothing is learned: the folder's configuration files."""
-        return read_assets(self.path)
+        return read_assets(self.path, "image")
 
     def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "TransformerImageEncoder":
         """The module, with or without the folder's weights."""
@@ -50,9 +49,13 @@ class TransformerImageEncoder(nn.Module):
         """uint8 (3, side, side), the side the model was made for."""
         return {"pixels": prepare_square(value, self.side_pixels)}
 
+    def prepare_into(self, values: Sequence[bytes], out: Mapping[str, Tensor]) -> None:
+        """uint8 (values, 3, side, side)."""
+        prepare_squares_into(values, out["pixels"])
+
     def dummy(self) -> dict[str, Tensor]:
         """A black picture."""
-        return {"pixels": torch.zeros(3, self.side_pixels, self.side_pixels, dtype=torch.uint8)}
+        return {"pixels": black_square(self.side_pixels)}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, hidden size)."""

@@ -1,6 +1,6 @@
 """Text by any transformers encoder from a local folder, its token vectors averaged."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -28,7 +28,7 @@ class TransformerTextConfig(TrainableSettings):
 
     def learn(self, values: Iterable[str]) -> dict[str, bytes]:
         """Nothing is learned: the folder's configuration and tokenizer files."""
-        return read_assets(self.path)
+        return read_assets(self.path, "text")
 
     def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "TransformerTextEncoder":
         """The module, with or without the folder's weights."""
@@ -50,8 +50,12 @@ class TransformerTextEncoder(nn.Module):
 
     def prepare(self, value: str) -> dict[str, Tensor]:
         """Token numbers and their mask, (T,) int64 each."""
-        ids = self.tokenizer(value, truncation=True, max_length=self.max_tokens)["input_ids"]
-        return {"token_ids": torch.tensor(ids, dtype=torch.int64), "token_mask": torch.ones(len(ids), dtype=torch.int64)}
+        return self.prepare_many([value])[0]
+
+    def prepare_many(self, values: Sequence[str]) -> list[dict[str, Tensor]]:
+        """`prepare` of each, by one call of the tokenizer."""
+        encoded = self.tokenizer(list(values), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return [{"token_ids": torch.tensor(ids, dtype=torch.int64), "token_mask": torch.ones(len(ids), dtype=torch.int64)} for ids in encoded]
 
     def dummy(self) -> dict[str, Tensor]:
         """One masked token."""

@@ -8,7 +8,7 @@ from medley.media.images import decode_image
 from medley.media.limits import SAMPLE_RATE_RANGE_HZ, MediaConfig, MediaError
 from medley.media.process import CleanMedium, MediaProcess
 from medley.media.sounds import decode_audio
-from medley.media.stored import decode_flac, decode_jpeg, encode_flac, encode_jpeg
+from medley.media.stored import decode_flac, decode_jpeg, decode_jpeg_into, encode_flac, encode_jpeg
 
 __all__ = [
     "SAMPLE_RATE_RANGE_HZ",
@@ -20,6 +20,7 @@ __all__ = [
     "decode_flac",
     "decode_image",
     "decode_jpeg",
+    "decode_jpeg_into",
     "encode_flac",
     "encode_jpeg",
 ]

@@ -18,13 +18,23 @@ def encode_jpeg(image_CHW: "Tensor | np.ndarray", quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode_jpeg(data: bytes) -> "Tensor":
-    """JPEG bytes that `encode_jpeg` wrote as a uint8 RGB tensor (C, H, W); no limits, no checks."""
+def decode_jpeg(data: bytes | memoryview) -> "Tensor":
+    """JPEG bytes that `encode_jpeg` wrote as a uint8 RGB tensor (C, H, W), channels last in memory; no limits, no checks. A view is not copied."""
+    import simplejpeg
     import torch
-    from torchvision.io import ImageReadMode
-    from torchvision.io import decode_jpeg as decode
 
-    return decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
+
+
+def decode_jpeg_into(data: bytes | memoryview, pixels_HWC: np.ndarray) -> bool:
+    """Write the pixels of `decode_jpeg` into memory; False, with nothing written, where the picture has another size."""
+    import simplejpeg
+
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    if (height, width) != pixels_HWC.shape[:2]:
+        return False
+    simplejpeg.decode_jpeg(data, "RGB", buffer=pixels_HWC)
+    return True
 
 
 def encode_flac(samples_S: "Tensor | np.ndarray", sample_rate_hz: int) -> bytes:

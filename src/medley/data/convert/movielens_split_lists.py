@@ -2,7 +2,8 @@
 
 train.txt, valid.txt        `user item item …` by number; a test list may stand anywhere
 item_map.csv, user_map.csv  number → MovieLens id (item,movieId and user,userId); what is in them is the catalogue and the users
-items.jsonl                 movieId, title, genres, plot      users.dat  as in ml-1m      posters/MOVIEID.jpg
+items.jsonl                 movieId, title, genres, plot, director, actors (names between commas; awards came later and are not read)
+users.dat                   as in ml-1m                   posters/MOVIEID.jpg
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,13 @@ def write_tables(raw: str, test_file: str | None, features: dict[str, FeatureFil
 
     mapping = CatalogueMapping(
         items=ItemsMapping(
-            file="items.jsonl", id="movieId", title="title", text=("title", "plot"), tags={"genres": "genres"}, image="poster", features=features
+            file="items.jsonl",
+            id="movieId",
+            title="title",
+            text=("title", "plot"),
+            tags={"genres": "genres", "directors": "directors", "actors": "actors"},
+            image="poster",
+            features=features,
         ),
         interactions=InteractionsMapping(file="train.txt", user="user", item="item", split="split"),
         users=UsersMapping(file="users.dat", id="userId", attributes={name: name for name in ("gender", "age", "occupation")}),
@@ -67,7 +74,7 @@ def _movies(raw: str, movies: set[str], posters: frozenset[str]) -> Rows:
             if movie and movie not in movies:
                 continue
             rest.discard(movie)
-            row = row | _poster(movie, posters)
+            row = row | _poster(movie, posters) | {"directors": _names(row.get("director")), "actors": _names(row.get("actors"))}
         yield line_number, row
     for movie in sorted(rest):
         yield line_number, {"movieId": movie} | _poster(movie, posters)
@@ -75,6 +82,11 @@ def _movies(raw: str, movies: set[str], posters: frozenset[str]) -> Rows:
 
 def _poster(movie: str, posters: frozenset[str]) -> dict[str, str | None]:
     return {"poster": f"posters/{movie}.jpg" if f"{movie}.jpg" in posters else None}
+
+
+def _names(text: object) -> list[str] | None:
+    """Names of people between commas; what is no text, or empty, is missing."""
+    return [name.strip() for name in text.split(",") if name.strip()] or None if isinstance(text, str) else None
 
 
 def _users(raw: str, user_of_number: Mapping[str, str]) -> Rows:
