@@ -76,7 +76,7 @@ def test_scores_without_encoders_are_matrix_factorisation():
         model.users.embedding.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
         model.head.item_bias.weight.copy_(torch.tensor([[0.1], [0.2], [100.0]]))
         model.head.user_bias.weight.copy_(torch.tensor([[10.0], [20.0]]))
-    (scores_BU,) = model(NOTHING)
+    scores_BU, *_ = model(NOTHING)
     # Item 2 was never in training: its free vector and bias count nothing. μ is 0.5.
     expected = torch.tensor([[0 + 0.1 + 20.5, 6 + 0.2 + 20.5, 20.5], [1 + 0.1 + 10.5, 5 + 0.2 + 10.5, 10.5]])
     assert torch.allclose(scores_BU, expected)
@@ -103,7 +103,7 @@ def test_an_item_vector_is_its_fused_content_plus_its_free_vector():
 def test_scores_with_content_and_history_are_those_on_paper():
     model = with_plain_tokens(users=HistoryMeanUserConfig(), item_id=None)
     made = batch(VECTORS, ALL_PRESENT)
-    (scores_BU,) = model(made)
+    scores_BU, *_ = model(made)
     # Items (-1, 1), (1, -1), (-1, 1). Row 0 had items 0 and 2, so p = (-1, 1); row 1 had item 1, so p = (1, -1). μ is 0.5.
     assert torch.allclose(scores_BU, torch.tensor([[2.5, -1.5, 2.5], [-1.5, 2.5, -1.5]]), atol=1e-4)
     users_BD, bias_B = model(made, want="users")
@@ -141,7 +141,7 @@ def test_a_modality_that_no_item_has_runs_on_a_dummy_that_does_not_matter():
 
 def test_an_untrained_items_free_vector_is_neither_used_nor_trained():
     model = with_plain_tokens()
-    (scores_BU,) = model(batch(VECTORS, ALL_PRESENT))
+    scores_BU, *_ = model(batch(VECTORS, ALL_PRESENT))
     scores_BU.sum().backward()
     assert not model.item_id.weight.grad[2].any()
     assert not model.head.item_bias.weight.grad[2].any()

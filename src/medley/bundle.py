@@ -1,12 +1,12 @@
 """The folder that serving needs: vectors, id maps, titles, popularity, seen items, the model; no pickle, verified before it is read.
 
 config.json            the resolved Run
-scorer.safetensors     user and item vectors and biases (index/scorer.py)
+scorer.safetensors     user and item vectors and biases (index/scorer.py), of a blend those of all parts (index/blend.py)
 items.parquet          item_index, item_id, title, train_count
 users.parquet          user_index, user_id
 seen.safetensors       offsets, items: what each user has already had (train, valid and test)
 metrics.json           what evaluation measured
-model/                 model.safetensors and assets/ENCODER/… (tokenizers, vocabularies), for items that arrive later
+model/                 model.safetensors and assets/ENCODER/… (tokenizers, vocabularies), for items that arrive later; closed forms have none
 manifest.json          hashes of all the others, fingerprints, versions
 """
 
@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 
 from medley.data.item_lists import ItemLists
 from medley.data.prepared import PreparedData
+from medley.index.blend import Blend, read_scorer
 from medley.index.scorer import Scorer
 from medley.manifest import (
     exists,
@@ -47,7 +48,7 @@ BUNDLE_KIND = "bundle"
 class Bundle:
     """A bundle in memory. items: item_index, item_id, title, train_count. users: user_index, user_id; both sorted by index."""
 
-    scorer: Scorer
+    scorer: Scorer | Blend
     items: pa.Table
     users: pa.Table
     seen: ItemLists
@@ -64,7 +65,7 @@ class Bundle:
 def write_bundle(
     uri: str,
     *,
-    scorer: Scorer,
+    scorer: Scorer | Blend,
     items: pa.Table,
     users: pa.Table,
     seen: ItemLists,
@@ -95,7 +96,7 @@ def read_bundle(uri: str) -> Bundle:
     verify_files(uri, manifest)
     seen = load(read_bytes(join_uri(uri, "seen.safetensors")))
     return Bundle(
-        scorer=Scorer.load(join_uri(uri, "scorer.safetensors")),
+        scorer=read_scorer(join_uri(uri, "scorer.safetensors")),
         items=read_parquet(join_uri(uri, "items.parquet")),
         users=read_parquet(join_uri(uri, "users.parquet")),
         seen=ItemLists(seen["offsets"].numpy(), seen["items"].numpy()),
@@ -117,11 +118,12 @@ def bundle_run(run_uri: str, run_kind: str, data: PreparedData, bundle_root: str
     uri = join_uri(bundle_root, identity[:12])
     found = find_manifest(uri)
     if found is None:
-        model_files = {"model.safetensors": read_bytes(join_uri(run_uri, "weights.safetensors"))}
-        model_files |= {name: read_bytes(join_uri(run_uri, name)) for name in manifest["files"] if name.startswith("assets/")}
+        model_files = {name: read_bytes(join_uri(run_uri, name)) for name in manifest["files"] if name.startswith("assets/")}
+        if "weights.safetensors" in manifest["files"]:
+            model_files["model.safetensors"] = read_bytes(join_uri(run_uri, "weights.safetensors"))
         found = write_bundle(
             uri,
-            scorer=Scorer.load(join_uri(run_uri, "scorer.safetensors")),
+            scorer=read_scorer(join_uri(run_uri, "scorer.safetensors")),
             items=data.item_facts.select([ITEM_INDEX, ITEM_ID, TITLE, "train_count"]),
             users=data.users.select([USER_INDEX, USER_ID]),
             seen=data.item_lists(*SPLITS),

@@ -17,7 +17,7 @@ from medley.losses import InBatchSoftmaxConfig, LossConfig
 from medley.manifest import absolute_uri, join_uri, read_bytes
 from medley.model import ModelConfig
 from medley.schema import InputError
-from medley.search.settings import SearchConfig
+from medley.search.settings import AblationConfig, SearchConfig
 from medley.training.config import GradientTrainConfig, TrainConfig
 from medley.training.evaluate import EvaluateConfig
 
@@ -57,6 +57,13 @@ class Run(BaseModel):
     train: TrainConfig = GradientTrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     search: SearchConfig = SearchConfig()
+    ablation: AblationConfig = AblationConfig()
+
+    @property
+    def gradient(self) -> GradientTrainConfig:
+        """The settings of the gradient loop; only for runs of that kind."""
+        assert isinstance(self.train, GradientTrainConfig)
+        return self.train
 
     @property
     def tables_uri(self) -> str:
@@ -100,6 +107,8 @@ def read_yaml(path: str) -> tuple[dict[str, Any], CommentedMap]:
 
 def make_run(values: Mapping[str, Any], place: str, document: CommentedMap | None = None) -> Run:
     """A Run from plain values; `place` and the parsed document (with its lines) serve the message of a mistake."""
+    if isinstance(values.get("train", {}), Mapping):
+        values = {**values, "train": {"kind": GradientTrainConfig.model_fields["kind"].default, **values.get("train", {})}}
     try:
         return Run.model_validate(_absolute_paths({"storage": Run.model_fields["storage"].default, **values}))
     except ValidationError as error:

@@ -1,19 +1,25 @@
 """The recommender: encoders → fusion → users → head. `RecommenderModel.forward` reads like that line."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from medley.encoders import Encoder, EncoderConfig
+from medley.encoders.cached import CachedEncoder
+from medley.encoders.frozen import build_frozen
 from medley.fusion import FusionConfig
 from medley.fusion.gated import GatedFusionConfig
-from medley.heads import HeadConfig
-from medley.heads.mf import MatrixFactorisation, MatrixFactorisationConfig
+from medley.fusion.weights import modality_weights
+from medley.heads import Head, HeadConfig
+from medley.heads.light_graph import LightGraph, LightGraphConfig
+from medley.heads.mf import MatrixFactorisationConfig
+from medley.heads.neighbours import NeighbourMean, NeighboursConfig
 from medley.schema import Batch
 from medley.users import UserConfig
+from medley.users.fields import one_field
 from medley.users.id import IdUserConfig
 
 
@@ -26,6 +32,8 @@ class ItemIdConfig(BaseModel):
     """share of the items of a micro-batch whose free vector is left out in training, so that content alone also works (DropoutNet)"""
     initial_deviation: float = Field(default=0.01, gt=0)
     """standard deviation of the first values"""
+    neighbours: NeighboursConfig | None = None
+    """add the mean of the free vectors of similar items, by content: items that training does not see get one too; null: no such graph"""
 
 
 class ModelConfig(BaseModel):
@@ -42,6 +50,26 @@ class ModelConfig(BaseModel):
     """null: no free item vectors, content alone"""
     users: UserConfig = IdUserConfig()
     head: HeadConfig = MatrixFactorisationConfig()
+    propagation: LightGraphConfig | None = None
+    """average the free vectors of users and items with those of their neighbours in the interactions (LightGCN); null: take them as they are"""
+
+    @model_validator(mode="after")
+    def _check_graphs(self) -> Self:
+        if self.item_id is not None and self.item_id.neighbours is not None and not any(encoder.cache for encoder in self.encoders.values()):
+            raise ValueError("an encoder with cache: true where item_id.neighbours is set, whose vectors are there before training begins")
+        if self.propagation is not None and (self.users.kind != "id" or self.item_id is None):
+            raise ValueError("users.kind id and item_id, whose vectors propagation spreads")
+        return self
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Self:
+        if self.fusion.kind == "late" and self.dimension < len(self.encoders):
+            raise ValueError(f"a dimension of {len(self.encoders)} or more: fusion 'late' gives each encoder columns of its own")
+        for part in (self.fusion, self.users, *getattr(self.users, "parts", ())):
+            num_heads = getattr(part, "num_heads", 1)
+            if self.dimension % num_heads:
+                raise ValueError(f"a dimension that num_heads={num_heads} of kind '{part.kind}' divides")
+        return self
 
 
 class RecommenderModel(nn.Module):
@@ -59,8 +87,10 @@ class RecommenderModel(nn.Module):
         fusion: nn.Module | None,
         item_id: nn.Module | None,
         users: nn.Module,
-        head: MatrixFactorisation,
+        head: Head,
         *,
+        neighbours: NeighbourMean | None,
+        propagation: LightGraph | None,
         train_count_N: Tensor,
         id_dropout: float,
     ):
@@ -71,6 +101,8 @@ class RecommenderModel(nn.Module):
         self.item_id = item_id
         self.users = users
         self.head = head
+        self.neighbours = neighbours
+        self.propagation = propagation
         self.id_dropout = id_dropout
         self.register_buffer("train_count_N", train_count_N)
         self.register_buffer("is_warm_N", train_count_N > 0)
@@ -81,40 +113,67 @@ class RecommenderModel(nn.Module):
         return cast(dict[str, Encoder], dict(self.encoders.items()))
 
     def forward(self, batch: Batch, want: Literal["scores", "items", "users"] = "scores") -> tuple[Tensor, ...]:
-        """scores: (scores_BU,). items: (item_vectors_UD, item_bias_U). users: (user_vectors_BD, user_bias_B).
+        """scores: what losses read (`losses.ModelOutput`). items: (item_vectors_UD, item_bias_U). users: (user_vectors_BD, user_bias_B).
 
         One entry for all three: ZeRO-3 gathers partitioned weights around this call.
         """
-        item_vectors_UD, item_bias_U = self.encode_items(batch)
+        user_table_VD, item_table_ND = self.propagation(self.users.embedding, self.item_id) if self.propagation is not None else (None, None)
+        item_vectors_UD, item_bias_U, item_fields_UFD, tokens_UMD, present_UM = self.encode_items(batch, item_table_ND)
         if want == "items":
             return item_vectors_UD, item_bias_U
-        history_BLD = item_vectors_UD[batch.history_position_BL]
-        user_vectors_BD = self.users(batch.user_index_B, batch.attributes_B, history_BLD, batch.history_mask_BL)
-        user_bias_B = self.head.user_biases(batch.user_index_B)
+        if user_table_VD is not None:
+            user_fields_BFD, penalty_B = one_field(user_table_VD[batch.user_index_B])
+        else:
+            history_BLD = item_fields_UFD.sum(dim=1)[batch.history_position_BL]
+            history_index_BL = batch.item_index_U[batch.history_position_BL]
+            user_fields_BFD, penalty_B = self.users(batch.user_index_B, batch.attributes_B, history_BLD, history_index_BL, batch.history_mask_BL)
+        user_vectors_BD, user_bias_B = self.head.user_side(user_fields_BFD, batch.user_index_B)
         if want == "users":
             return user_vectors_BD, user_bias_B
-        return (self.head(user_vectors_BD, item_vectors_UD, user_bias_B, item_bias_U),)
+        return self.head(user_vectors_BD, item_vectors_UD, user_bias_B, item_bias_U), penalty_B, tokens_UMD, present_UM
 
-    def encode_items(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """c_i = fusion(encoders(x_i)) + e_i and b_i, for the U items."""
+    def encode_items(self, batch: Batch, item_table_ND: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of the U items: vectors and biases as the head has them, their fields (content, free vector, those of similar items), modality tokens and
+        their presence. item_table_ND: free vectors that were propagated."""
         is_warm_U = self.is_warm_N[batch.item_index_U]
-        item_vectors_UD = None
+        num_items = len(is_warm_U)
+        tokens_UMD, present_UM = torch.zeros(num_items, 0, 0, device=is_warm_U.device), is_warm_U.new_zeros(num_items, 0)
+        fields = []
         if self.fusion is not None:
-            vectors = {name: place_rows(encode_rows(encoder, batch.inputs[name]), batch.present_mask_U[name]) for name, encoder in self.encoders.items()}
-            item_vectors_UD = self.fusion(vectors, batch.present_mask_U)
+            content_UD, tokens_UMD, present_UM = self.fusion(self.modality_vectors(batch), batch.present_mask_U)
+            fields.append(content_UD)
         if self.item_id is not None:
             kept_U = is_warm_U
             if self.training and self.id_dropout > 0:
-                kept_U = is_warm_U & (torch.rand(len(is_warm_U), device=is_warm_U.device) >= self.id_dropout)
-            id_vectors_UD = self.item_id(batch.item_index_U) * kept_U.unsqueeze(-1)
-            item_vectors_UD = id_vectors_UD if item_vectors_UD is None else item_vectors_UD + id_vectors_UD
-        assert item_vectors_UD is not None
-        return item_vectors_UD, self.head.item_biases(batch.item_index_U, is_warm_U)
+                kept_U = is_warm_U & (torch.rand(num_items, device=is_warm_U.device) >= self.id_dropout)
+            own_UD = self.item_id(batch.item_index_U) if item_table_ND is None else item_table_ND[batch.item_index_U]
+            fields.append(own_UD * kept_U.unsqueeze(-1))
+        if self.neighbours is not None:
+            fields.append(self.neighbours(self.item_id, batch.item_index_U))
+        fields_UFD = torch.stack(fields, dim=1)
+        vectors_UD, bias_U = self.head.item_side(fields_UFD, batch.item_index_U, is_warm_U)
+        return vectors_UD, bias_U, fields_UFD, tokens_UMD, present_UM
+
+    def modality_vectors(self, batch: Batch) -> dict[str, Tensor]:
+        """modality → vectors (U, D_m), zeros where an item lacks it."""
+        return {name: place_rows(encode_rows(encoder, batch.inputs[name]), batch.present_mask_U[name]) for name, encoder in self.encoders.items()}
+
+    @torch.no_grad()
+    def modality_weights(self, batch: Batch) -> Tensor:
+        """The share of each modality, in the order of the sorted names, in the content of the U items, (U, M): see `fusion/weights.py`.
+
+        For explanations: in eval mode and outside ZeRO-3.
+        """
+        assert self.fusion is not None
+        return modality_weights(self.fusion, self.modality_vectors(batch), batch.present_mask_U)
 
 
 def encode_rows(encoder: Callable[[Mapping[str, Tensor]], Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
     """(P, D) vectors of P rows. The encoder sees up to a sixteenth more rows, of zeros like a dummy's: libraries of kernels prepare one for
-    every new shape, and P differs from step to step (measured on a CPU with two small networks: 15 to 20 % of the time)."""
+    every new shape, and P differs from step to step (measured on a CPU with two small networks: 15 to 20 % of the time). Frozen encoders see
+    to that themselves."""
+    if getattr(encoder, "is_frozen", False):
+        return encoder(inputs)
     num_rows = len(next(iter(inputs.values())))
     step = max(1, 2 ** (num_rows.bit_length() - 5))
     num_spare = -num_rows % step
@@ -141,23 +200,43 @@ def build_model(
     num_categories: Mapping[str, int],
     mean_value: float,
     pretrained: bool,
+    cached: Mapping[str, int] | None = None,
+    neighbours_NK: Tensor | None = None,
+    train_pairs: tuple[Tensor, Tensor] | None = None,
 ) -> RecommenderModel:
-    """Build from flat facts of the data. assets: encoder → file name → bytes. pretrained=False: a checkpoint will fill the weights."""
-    encoders = {name: encoder.build(assets.get(name, {}), pretrained=pretrained) for name, encoder in config.encoders.items()}
-    for name, encoder in encoders.items():
-        if config.encoders[name].train == "frozen":
-            encoder.requires_grad_(False)
+    """Build from flat facts of the data. assets: encoder → file name → bytes. pretrained=False: a checkpoint will fill the weights.
+
+    cached: encoder → width of its vectors, for those whose vectors the batches bring from the feature cache. neighbours_NK: the item graph (see
+    heads/neighbours.py; None: a checkpoint will fill it). train_pairs: users and items of the train interactions, for propagation.
+    """
+    encoders = {name: _build_encoder(encoder, assets.get(name, {}), (cached or {}).get(name), pretrained) for name, encoder in config.encoders.items()}
+    widths = {name: int(encoder.output_dimension) for name, encoder in encoders.items()}  # type: ignore[arg-type]  # every encoder has this number
     num_items, num_users = len(train_count_N), len(user_train_count_V)
     item_id = None
     if config.item_id is not None:
         item_id = nn.Embedding(num_items, config.dimension)
         nn.init.normal_(item_id.weight, std=config.item_id.initial_deviation if encoders else 0.1)
+    neighbours = propagation = None
+    if config.item_id is not None and config.item_id.neighbours is not None:
+        num_neighbours = config.item_id.neighbours.num_neighbours
+        neighbours = NeighbourMean(neighbours_NK if neighbours_NK is not None else torch.full((num_items, num_neighbours), -1, dtype=torch.int32))
+    if config.propagation is not None:
+        users, items = train_pairs if train_pairs is not None else (torch.zeros(0, dtype=torch.int64),) * 2
+        propagation = LightGraph(users, items, num_users, num_items, config.propagation.num_layers)
     return RecommenderModel(
         encoders,
-        config.fusion.build({name: encoder.output_dimension for name, encoder in encoders.items()}, config.dimension) if encoders else None,
+        config.fusion.build(widths, config.dimension) if encoders else None,
         item_id,
-        config.users.build(user_train_count_V, num_categories, config.dimension),
-        config.head.build(num_users, num_items, mean_value),
+        config.users.build(user_train_count_V, num_categories, num_items, config.dimension),
+        config.head.build(num_users, num_items, config.dimension, mean_value),
+        neighbours=neighbours,
+        propagation=propagation,
         train_count_N=train_count_N,
         id_dropout=config.item_id.dropout if config.item_id and encoders else 0.0,
     )
+
+
+def _build_encoder(config: EncoderConfig, assets: Mapping[str, bytes], cached_width: int | None, pretrained: bool) -> nn.Module:
+    if cached_width is not None:
+        return CachedEncoder(cached_width)
+    return build_frozen(config, assets, pretrained=pretrained) if config.train == "frozen" else config.build(assets, pretrained=pretrained)

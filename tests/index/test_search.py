@@ -40,11 +40,11 @@ def test_scores_are_inner_products_plus_the_items_bias():
     assert (items_BK.tolist(), scores_BK.tolist()) == ([[2, 1, 0]], [[9.0, 3.5, 3.0]])
 
 
-def test_excluded_and_masked_items_never_come_back_and_do_not_leave_other_rows():
+def test_excluded_items_never_come_back_and_do_not_leave_other_rows():
     users_BD, items_ND = torch.ones(3, 1), torch.arange(5.0).unsqueeze(1)
     excluded = (np.array([0, 0, 2, 2]), np.array([4, 3, 4, 4]))
-    _, items_BK = top_k(users_BD, items_ND, torch.zeros(5), 3, excluded, torch.tensor([True, True, False, True, True]))
-    assert items_BK.tolist() == [[1, 0, -1], [4, 3, 1], [3, 1, 0]]
+    _, items_BK = top_k(users_BD, items_ND, torch.zeros(5), 4, excluded)
+    assert items_BK.tolist() == [[2, 1, 0, -1], [4, 3, 2, 1], [3, 2, 1, 0]]
 
 
 def test_where_everything_is_excluded_nothing_comes_back():
@@ -60,7 +60,7 @@ def test_no_user_gets_no_rows():
 
 def test_the_given_tensors_are_left_as_they_are():
     bias_N, vectors_ND = torch.zeros(3), torch.ones(3, 1)
-    top_k(torch.ones(1, 1), vectors_ND, bias_N, 2, (np.array([0]), np.array([1])), torch.tensor([True, True, False]))
+    top_k(torch.ones(1, 1), vectors_ND, bias_N, 2, (np.array([0]), np.array([1])))
     assert bias_N.tolist() == [0.0, 0.0, 0.0]
     assert vectors_ND.tolist() == [[1.0]] * 3
 
@@ -69,10 +69,25 @@ def test_a_scorer_comes_back_from_its_file(tmp_path):
     scorer = Scorer(torch.randn(3, 2), torch.randn(4, 2), torch.randn(3), torch.randn(4), torch.tensor(0.5))
     scorer.save(str(tmp_path / "s.safetensors"))
     loaded = Scorer.load(str(tmp_path / "s.safetensors"))
-    assert all(torch.equal(getattr(loaded, name), getattr(scorer, name)) for name in vars(scorer))
+    assert loaded.tensors().keys() == scorer.tensors().keys()
+    assert all(torch.equal(loaded.tensors()[name], value) for name, value in scorer.tensors().items())
 
 
 def test_a_scorer_of_item_scores_ranks_the_same_for_everybody():
     scorer = Scorer.of_items(torch.tensor([1, 5, 3]), num_users=2)
     scores_BK, items_BK = top_k(scorer.user_vectors_VD, scorer.item_vectors_ND, scorer.item_bias_N, 2)
     assert (items_BK.tolist(), scores_BK.tolist()) == ([[1, 2]] * 2, [[5.0, 3.0]] * 2)
+
+
+def test_many_equal_scores_are_ordered_as_a_stable_sort_orders_them():
+    generator = torch.Generator().manual_seed(0)
+    scores_BN = torch.randint(0, 6, (200, 30), generator=generator).float()
+    scores_BN[torch.rand(200, 30, generator=generator) < 0.4] = -torch.inf
+    scores_BN[7] = -torch.inf
+    for k in (1, 5, 29, 30, 33):
+        scores_BK, items_BK = rank(scores_BN, k)
+        in_order_BN = np.argsort(-scores_BN.numpy(), axis=1, kind="stable")[:, :k]
+        expected = np.where(np.isinf(np.take_along_axis(scores_BN.numpy(), in_order_BN, 1)), -1, in_order_BN)
+        assert items_BK[:, :30].tolist() == expected.tolist()
+        assert scores_BK[:, :30].tolist() == np.take_along_axis(scores_BN.numpy(), in_order_BN, 1).tolist()
+        assert (items_BK[:, 30:] == -1).all()

@@ -15,7 +15,7 @@ from medley.data.item_lists import ItemLists
 from medley.index.scorer import Scorer
 from medley.schema import InputError
 from medley.serving.recommender import Query, Recommender, UnknownIdError
-from medley.training.evaluate import EvaluateConfig, Questions, rank_block
+from medley.training.evaluate import EvaluateConfig, Questions, VectorRanker, rank_users, whole_catalogue
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,8 @@ def test_evaluation_and_serving_rank_a_new_user_alike(random_bundle: str):
         # Asked for the item that serving puts at this place, evaluation finds it at the same place.
         item = int(served.items[place].item_id.removeprefix("item-"))
         questions = Questions(target, ItemLists.from_pairs(target, np.array([item]), 120), history, history)
-        values = rank_block(scorer, questions, 0, torch.ones(300, dtype=torch.bool), (50,), EvaluateConfig())
-        assert values["mrr@50"].tolist() == pytest.approx([1 / (place + 1)])
+        ranker = VectorRanker.of(scorer, questions, EvaluateConfig())
+        assert rank_users(ranker, questions, whole_catalogue(300), 50)["all"].metrics((50,))["mrr@50"].tolist() == pytest.approx([1 / (place + 1)])
 
 
 def test_nobody_known_gets_popular_items_marked_as_such(hand: Recommender):

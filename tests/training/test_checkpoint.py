@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.fs as pafs
 import pytest
 import torch
@@ -123,10 +124,10 @@ def test_all_checkpoints_damaged_is_refused_instead_of_a_silent_start_from_nothi
 
 @pytest.fixture
 def written_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storage that pyarrow does not know as local, as an object store is: folders are written in place."""
-    storage = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem())
+    """Storage that pyarrow does not know as local, as an object store is: folders are written in place and come with their files."""
+    storage = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("file", auto_mkdir=True)))
     for module in ("medley.manifest", "medley.training.checkpoint"):
-        monkeypatch.setattr(f"{module}.open_storage", lambda uri: (storage, uri.removeprefix("/")))
+        monkeypatch.setattr(f"{module}.open_storage", lambda uri: (storage, uri))
 
 
 def test_a_crash_in_the_first_checkpoint_on_an_object_store_leaves_nothing_to_resume(

@@ -7,9 +7,21 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from medley.data.item_lists import ItemLists
 from medley.data.prepared import PreparedData
+from medley.index.fold_in import FoldInPrior, fold_in
 from medley.index.scorer import Scorer
-from medley.training.evaluate import EvaluateConfig, format_table, group_masks, make_questions, rank_block, rating_errors, summarise
+from medley.training.evaluate import (
+    EvaluateConfig,
+    Questions,
+    VectorRanker,
+    format_table,
+    make_questions,
+    rank_users,
+    rating_errors,
+    summarise,
+)
+from medley.training.slices import item_groups
 
 CONFIG = EvaluateConfig(ks=(1, 2))
 SECOND = 1 / math.log2(3)
@@ -25,6 +37,13 @@ def data(hand_prepared: str) -> PreparedData:
 def scorer() -> Scorer:
     """Every user ranks the items 4 3 2 1 0."""
     return Scorer.of_items(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), num_users=3)
+
+
+def values_of(
+    scorer: Scorer, questions: Questions, items: np.ndarray, ks: tuple[int, ...] = CONFIG.ks, config: EvaluateConfig = CONFIG
+) -> dict[str, np.ndarray]:
+    """Metric → one value per user of the questions, of the ranking of these items."""
+    return rank_users(VectorRanker.of(scorer, questions, config), questions, {"these": items}, max(ks))["these"].metrics(ks)
 
 
 def test_a_user_should_find_what_is_new_in_the_split(data: PreparedData) -> None:
@@ -45,12 +64,12 @@ def test_what_valid_held_is_left_out_of_the_test_ranking(data: PreparedData) -> 
 
 def test_items_had_in_train_are_not_ranked_and_the_rest_keeps_its_order(data: PreparedData, scorer: Scorer) -> None:
     questions = make_questions(data, "valid", CONFIG)
-    values = rank_block(scorer, questions, 0, group_masks(data.train_count_N)["all"], CONFIG.ks, CONFIG)
+    values = values_of(scorer, questions, np.arange(5))
     # User 0 may get 2, 0: the target stands first. User 1 may get 3, 2, 1: the target stands third.
     assert values["ndcg@1"].tolist() == [1.0, 0.0]
     assert values["ndcg@2"].tolist() == [1.0, 0.0]
     assert values["recall@2"].tolist() == [1.0, 0.0]
-    values = rank_block(scorer, questions, 0, group_masks(data.train_count_N)["all"], (3,), CONFIG)
+    values = values_of(scorer, questions, np.arange(5), ks=(3,))
     assert values["ndcg@3"].tolist() == [1.0, 0.5]
     assert values["mrr@3"].tolist() == [1.0, pytest.approx(1 / 3)]
 
@@ -58,19 +77,13 @@ def test_items_had_in_train_are_not_ranked_and_the_rest_keeps_its_order(data: Pr
 def test_a_second_place_is_worth_its_discount(data: PreparedData) -> None:
     questions = make_questions(data, "valid", CONFIG)
     scorer = Scorer.of_items(torch.tensor([9.0, 3.0, 8.0, 4.0, 5.0]), num_users=3)
-    values = rank_block(scorer, questions, 0, group_masks(data.train_count_N)["all"], CONFIG.ks, CONFIG)
+    values = values_of(scorer, questions, np.arange(5))
     assert values["ndcg@2"].tolist() == [pytest.approx(SECOND), 0.0]
 
 
 def test_warm_and_cold_items_are_ranked_apart(data: PreparedData, scorer: Scorer) -> None:
-    questions, masks = make_questions(data, "valid", CONFIG), group_masks(data.train_count_N)
-    assert {name: mask.tolist() for name, mask in masks.items()} == {
-        "all": [True] * 5,
-        "warm": [True, True, False, True, True],
-        "cold": [False, False, True, False, False],
-    }
-    warm = rank_block(scorer, questions, 0, masks["warm"], CONFIG.ks, CONFIG)
-    cold = rank_block(scorer, questions, 0, masks["cold"], CONFIG.ks, CONFIG)
+    questions, groups = make_questions(data, "valid", CONFIG), item_groups(data.train_count_N, {})
+    warm, cold = (values_of(scorer, questions, groups[name]) for name in ("warm", "cold"))
     # User 1's warm candidates are 3 and 1. User 0 has no warm target, user 1 no cold one: they do not count there.
     assert np.isnan(warm["ndcg@2"]).tolist() == [True, False]
     assert warm["ndcg@2"][1] == pytest.approx(SECOND)
@@ -79,10 +92,15 @@ def test_warm_and_cold_items_are_ranked_apart(data: PreparedData, scorer: Scorer
 
 
 def test_means_are_over_the_users_that_have_something_to_find() -> None:
-    blocks = [{"ndcg@1": np.array([1.0, np.nan])}, {"ndcg@1": np.array([0.5])}]
-    assert summarise(blocks) == {"ndcg@1": 0.75}
-    assert summarise([{"ndcg@1": np.array([np.nan])}]) == {"ndcg@1": None}
-    assert summarise([]) == {}
+    assert summarise({"ndcg@1": np.array([1.0, np.nan, 0.5])}) == {"ndcg@1": 0.75}
+    assert summarise({"ndcg@1": np.array([np.nan])}) == {"ndcg@1": None}
+
+
+def test_nobody_and_no_items_can_be_ranked(data: PreparedData, scorer: Scorer) -> None:
+    asked = make_questions(data, "valid", CONFIG)
+    nobody = Questions(np.zeros(0, dtype=np.int64), asked.targets, asked.excluded, asked.given)
+    assert summarise(values_of(scorer, nobody, np.arange(5)))["ndcg@2"] is None
+    assert summarise(values_of(scorer, asked, np.arange(0)))["ndcg@2"] is None
 
 
 def prepared_of(
@@ -103,7 +121,7 @@ def prepared_of(
                 {"user_index": user, "item_index": item, "timestamp": place, "value": 1.0, "weight": 1.0, "is_target": True}
                 for place, (user, item) in enumerate(pairs)
             ]
-            write_parquet(stage.path(f"{name}.parquet"), pa.Table.from_pylist(rows, PREPARED_INTERACTIONS_SCHEMA))
+            write_parquet(stage.path(name, "part-00000.parquet"), pa.Table.from_pylist(rows, PREPARED_INTERACTIONS_SCHEMA))
         write_parquet(stage.path("item_facts.parquet"), pa.table({"item_id": list("abcdef"), "train_count": pa.array(counts, pa.int64())}))
         stage.commit(PREPARED_KIND, "feedc0ffee123456", parents={}, counts={"num_items": 6, "num_users": 2, "columns": []}, config={})
     return PreparedData.open(uri)
@@ -134,9 +152,23 @@ def test_a_given_history_decides_the_ranking_of_a_new_user(new_user_data: Prepar
     for share in (0.0, 0.5):
         config = EvaluateConfig(given_share=share)
         questions = make_questions(new_user_data, "valid", config)
-        found[share] = rank_block(scorer, questions, 0, torch.ones(6, dtype=torch.bool), (1,), config)["ndcg@1"][1]
+        found[share] = values_of(scorer, questions, np.arange(6), ks=(1,), config=config)["ndcg@1"][1]
     # Without a history only the bias speaks: item 1, which nobody looks for. With 5 and 2 given, item 4 scores about 2 / (2 + 0.1 × 3 + 1) = 0.6.
     assert found == {0.0: 0.0, 0.5: 1.0}
+
+
+def test_users_folded_in_together_get_the_vectors_they_get_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scorer = Scorer(torch.zeros(5, 3), torch.randn(6, 3, generator=generator), torch.zeros(5), torch.randn(6, generator=generator), torch.zeros(()))
+    given = ItemLists.from_pairs(np.array([1, 1, 1, 3]), np.array([0, 2, 5, 4]), 5)
+    questions = Questions(np.arange(5), given, given, given)
+    columns_VD = VectorRanker.of(scorer, questions, CONFIG).user_columns_VD
+    items_ND = scorer.item_columns_ND
+    for user in (1, 3):
+        history_LD = items_ND[torch.from_numpy(given.of(user).astype(np.int64))]
+        alone_D = fold_in(history_LD, items_ND.T @ items_ND, FoldInPrior.of(scorer), CONFIG.fold_in_unseen_weight, CONFIG.fold_in_regularization)
+        assert columns_VD[user].tolist() == pytest.approx(alone_D.tolist(), abs=1e-6)
+    assert torch.equal(columns_VD[[0, 2, 4]], scorer.user_columns_VD[[0, 2, 4]])
 
 
 def test_an_item_that_valid_already_held_is_no_target_of_test(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,6 +1,7 @@
 """The loop in one process, without Ray: it finds a pattern that lies in one modality's content, and only there."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from medley.data.batches import BatchMaker, PreparedItems
 from medley.data.memory import MemoryStream
 from medley.data.prepare import PREPARED_KIND
 from medley.data.prepared import PreparedData
+from medley.index.scorer import Scorer
 from medley.manifest import staged_folder, write_parquet
 from medley.media import encode_flac, encode_jpeg
-from medley.schema import PREPARED_INTERACTIONS_SCHEMA, Batch
+from medley.schema import PREPARED_INTERACTIONS_SCHEMA, Batch, InputError
 from medley.training.assemble import assemble_model, make_plan
+from medley.training.baselines import popularity_scorer
 from medley.training.checkpoint import Progress, read_checkpoint
-from medley.training.compare import popularity_scorer
 from medley.training.engine import TorchEngine
-from medley.training.evaluate import EvaluateConfig, group_masks, make_questions, rank_block, summarise
+from medley.training.evaluate import EvaluateConfig, Questions, VectorRanker, make_questions, rank_users, summarise
 from medley.training.loop import Seat, Training, train, train_epoch, train_step
 
 NUM_GROUPS, NUM_WARM, NUM_COLD, NUM_USERS = 4, 60, 20, 40
@@ -70,7 +72,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     with staged_folder(uri) as stage:
         for name, pairs in {"train": train, "valid": valid, "test": valid}.items():
             rows = [{"user_index": user, "item_index": item, "timestamp": place, **facts} for place, (user, item) in enumerate(pairs)]
-            write_parquet(stage.path(f"{name}.parquet"), pa.Table.from_pylist(rows, PREPARED_INTERACTIONS_SCHEMA))
+            write_parquet(stage.path(name, "part-00000.parquet"), pa.Table.from_pylist(rows, PREPARED_INTERACTIONS_SCHEMA))
         write_parquet(stage.path("item_facts.parquet"), pa.table({"item_id": [str(item) for item in range(len(counts))], "train_count": pa.array(counts)}))
         write_parquet(stage.path("users.parquet"), pa.table({"user_id": [str(user) for user in range(NUM_USERS)]}))
         sizes = {"num_items": len(counts), "num_users": NUM_USERS, "columns": list(MODALITIES)}
@@ -132,13 +134,18 @@ def cold_ndcg(training: Training, data: PreparedData) -> float:
 
     train(training, Progress())
     scorer, _ = validate(training)
-    return float(summarise([rank_block(scorer, training.questions, 0, group_masks(data.train_count_N)["cold"], (5,), EvaluateConfig())])["ndcg@5"] or 0.0)
+    return cold_ndcg_of(scorer, training.questions, data)
+
+
+def cold_ndcg_of(scorer: Scorer, questions: Questions, data: PreparedData) -> float:
+    ranker, cold = VectorRanker.of(scorer, questions, EvaluateConfig()), {"cold": np.flatnonzero(data.train_count_N == 0)}
+    return float(summarise(rank_users(ranker, questions, cold, 5)["cold"].metrics((5,)))["ndcg@5"] or 0.0)
 
 
 @pytest.mark.parametrize("modality", list(MODALITIES))
 def test_a_pattern_in_the_content_is_found_on_items_that_training_never_saw(planted: PreparedData, modality: str) -> None:
     questions = make_questions(planted, "valid", EvaluateConfig())
-    popular = summarise([rank_block(popularity_scorer(planted), questions, 0, group_masks(planted.train_count_N)["cold"], (5,), EvaluateConfig())])["ndcg@5"]
+    popular = cold_ndcg_of(popularity_scorer(planted), questions, planted)
     found = cold_ndcg(training_of(planted, modality), planted)
     shuffled = cold_ndcg(training_of(planted, modality, shuffled=True), planted)
     print(f"{modality}: found {found:.3f}, shuffled {shuffled:.3f}, popularity {popular:.3f}")
@@ -171,7 +178,7 @@ def test_the_order_of_the_micro_batches_does_not_change_their_draws(planted: Pre
     def first_loss(order: Sequence[int]) -> float:
         training = training_of(planted, "text", **DROPOUTS)
         (batches,) = first_batches(training, order)
-        return train_step(training, batches, 0).item()
+        return train_step(training, batches, 0).sum().item()
 
     def first_batches(training: Training, order: Sequence[int]) -> Iterator[list[Batch]]:
         yield next(iter(training.stream.global_batches(0, 0, order)))
@@ -220,3 +227,17 @@ def test_an_epoch_resumed_twice_keeps_the_losses_of_all_its_parts(planted: Prepa
 def test_a_metric_that_does_not_exist_is_refused_at_the_door(planted: PreparedData, metric: str) -> None:
     with pytest.raises(ValueError, match=r"'train.metric' is '.*string should match pattern"):
         training_of(planted, "text", metric=metric)
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_batch_and_no_checkpoint_is_made_of_it(planted: PreparedData, tmp_path: Path) -> None:
+    training = training_of(planted, "text", tmp_path, checkpoint_every_steps=2, keep_checkpoints=9, epochs=1)
+    broken = training.stream.maker.batch
+
+    def batch_with_a_bad_weight(place: tuple[int, int, int], *rest: Any) -> Batch:
+        made = broken(place, *rest)
+        return replace(made, row_weight_B=torch.full_like(made.row_weight_B, torch.nan)) if place == (0, 4, 1) else made
+
+    object.__setattr__(training.stream.maker, "batch", batch_with_a_bad_weight)
+    with pytest.raises(InputError, match=r"the loss of epoch 0, global batch 4, micro-batch 1 is nan; expected a finite number; lower"):
+        train(training, Progress())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]

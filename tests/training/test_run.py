@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from medley.config import Run, make_run
+from medley.config import Run, dump_run, make_run
 from medley.data.prepared import PreparedData
 from medley.schema import InputError
-from medley.training.run import _claim, run_fingerprint
+from medley.training.claim import claim
+from medley.training.run import run_fingerprint
 
 DATA = PreparedData("nowhere", {"fingerprint": "feedc0ffee123456"})
 
@@ -41,6 +42,6 @@ def test_what_is_only_measured_afterwards_does_not_decide() -> None:
 )
 def test_a_refused_resume_names_only_the_settings_that_changed(tmp_path: Path, evaluate: dict[str, float], named: str) -> None:
     first, other = run_of(storage=str(tmp_path)), run_of(storage=str(tmp_path), evaluate=evaluate)
-    assert _claim(first, run_fingerprint(first, DATA)) is None
+    assert claim(first.run_uri, run_fingerprint(first, DATA), dump_run(first)) is None
     with pytest.raises(InputError, match=f"was made with other {named}; "):
-        _claim(other, run_fingerprint(other, DATA))
+        claim(other.run_uri, run_fingerprint(other, DATA), dump_run(other))

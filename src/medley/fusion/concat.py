@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medley.fusion.tokens import FusionSettings, ModalityTokens
+from medley.fusion.tokens import FusedItems, FusionSettings, ModalityTokens, tokens_and_presence
 
 
 class ConcatFusionConfig(FusionSettings):
@@ -31,8 +30,7 @@ class ConcatFusion(nn.Module):
         num_modalities = len(input_dimensions)
         self.mix = nn.Sequential(nn.Linear(num_modalities * (dimension + 1), hidden_dimension), nn.GELU(), nn.Linear(hidden_dimension, dimension))
 
-    def forward(self, vectors: Mapping[str, Tensor], present_mask_U: Mapping[str, Tensor]) -> Tensor:
-        """(U, D)."""
+    def forward(self, vectors: Mapping[str, Tensor], present_mask_U: Mapping[str, Tensor]) -> FusedItems:
+        """Item vectors, tokens and presence."""
         tokens_UMD, present_UM = self.tokens(vectors, present_mask_U)
-        flat = torch.cat([tokens_UMD.flatten(start_dim=1), present_UM.to(tokens_UMD.dtype)], dim=1)
-        return self.mix(flat) + tokens_UMD.mean(dim=1)
+        return self.mix(tokens_and_presence(tokens_UMD, present_UM)) + tokens_UMD.mean(dim=1), tokens_UMD, present_UM

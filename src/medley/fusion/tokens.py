@@ -6,6 +6,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from medley.schema import InputError
+
+FusedItems = tuple[Tensor, Tensor, Tensor]
+"""Item vectors (U, D), and what they were made from: the tokens (U, M, width) and which of them were there (U, M), after modality dropout."""
+
 
 class FusionSettings(BaseModel):
     """Base of the fusions' configurations."""
@@ -21,6 +26,8 @@ class ModalityTokens(nn.Module):
 
     def __init__(self, input_dimensions: Mapping[str, int], dimension: int, modality_dropout: float):
         super().__init__()
+        if not input_dimensions:
+            raise InputError("a fusion of no modalities", "at least one encoder", "add model.encoders, or leave content out with free item vectors alone")
         self.names = sorted(input_dimensions)
         self.modality_dropout = modality_dropout
         self.project = nn.ModuleDict({name: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dimension)) for name, width in input_dimensions.items()})
@@ -41,3 +48,8 @@ def drop_modalities(present_UM: Tensor, rate: float) -> Tensor:
     """Each present modality kept with probability 1 − rate; an item that would lose all it has keeps them all."""
     kept_UM = present_UM & (torch.rand(present_UM.shape, device=present_UM.device) >= rate)
     return torch.where(kept_UM.any(dim=1, keepdim=True), kept_UM, present_UM)
+
+
+def tokens_and_presence(tokens_UMD: Tensor, present_UM: Tensor) -> Tensor:
+    """All tokens of an item in a row, and which modalities were there as numbers: (U, M · D + M)."""
+    return torch.cat([tokens_UMD.flatten(start_dim=1), present_UM.to(tokens_UMD.dtype)], dim=1)

@@ -6,6 +6,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from medley.heads.scale import LearnedScale, unit_length
+
 
 class MatrixFactorisationConfig(BaseModel):
     """Inner product and biases."""
@@ -17,37 +19,47 @@ class MatrixFactorisationConfig(BaseModel):
     """a learned bias per item; items without train interactions have none"""
     user_bias: bool = False
     """a learned bias per user: matters for ratings only, a softmax over items does not see it"""
+    cosine: bool = False
+    """user and item vectors are brought to length 1 first; popularity must then go through the item bias"""
+    learned_scale: bool = False
+    """the inner product times a learned factor that starts at 1: a learned temperature is the loss's temperature divided by it"""
 
-    def build(self, num_users: int, num_items: int, mean_value: float) -> "MatrixFactorisation":
+    def build(self, num_users: int, num_items: int, dimension: int, mean_value: float) -> "MatrixFactorisation":
         """mean_value: μ, the mean rating of train; 0 for implicit data."""
-        return MatrixFactorisation(num_users if self.user_bias else 0, num_items if self.item_bias else 0, mean_value)
+        return MatrixFactorisation(
+            num_users if self.user_bias else 0, num_items if self.item_bias else 0, mean_value, cosine=self.cosine, learned_scale=self.learned_scale
+        )
 
 
 class MatrixFactorisation(nn.Module):
-    """The biases; the vectors come from the users and items before it. num_users or num_items 0: no such bias."""
+    """The biases; the vectors are the sums of the fields before it. num_users or num_items 0: no such bias."""
 
     global_bias: Tensor
 
-    def __init__(self, num_users: int, num_items: int, mean_value: float):
+    def __init__(self, num_users: int, num_items: int, mean_value: float, *, cosine: bool = False, learned_scale: bool = False):
         super().__init__()
         self.user_bias = nn.Embedding(num_users, 1) if num_users else None
         self.item_bias = nn.Embedding(num_items, 1) if num_items else None
         for table in (self.user_bias, self.item_bias):
             if table is not None:
                 nn.init.zeros_(table.weight)
+        self.cosine = cosine
+        self.scale = LearnedScale() if learned_scale else None
         self.register_buffer("global_bias", torch.tensor(float(mean_value)))
 
-    def item_biases(self, item_index_U: Tensor, is_warm_U: Tensor) -> Tensor:
-        """(U,) float; 0 for items that training never saw."""
-        if self.item_bias is None:
-            return torch.zeros(len(item_index_U), device=item_index_U.device)
-        return self.item_bias(item_index_U).squeeze(-1) * is_warm_U
+    def item_side(self, fields_UFD: Tensor, item_index_U: Tensor, is_warm_U: Tensor) -> tuple[Tensor, Tensor]:
+        """Item vectors (U, D) and biases (U,), which are 0 for items that training never saw."""
+        vectors_UD = fields_UFD.sum(dim=1)
+        bias_U = vectors_UD.new_zeros(len(vectors_UD)) if self.item_bias is None else self.item_bias(item_index_U).squeeze(-1) * is_warm_U
+        return unit_length(vectors_UD) if self.cosine else vectors_UD, bias_U
 
-    def user_biases(self, user_index_B: Tensor) -> Tensor:
-        """(B,) float."""
-        if self.user_bias is None:
-            return torch.zeros(len(user_index_B), device=user_index_B.device)
-        return self.user_bias(user_index_B).squeeze(-1)
+    def user_side(self, fields_BFD: Tensor, user_index_B: Tensor) -> tuple[Tensor, Tensor]:
+        """User vectors (B, D), with the scale in them, and biases (B,)."""
+        vectors_BD = fields_BFD.sum(dim=1)
+        bias_B = vectors_BD.new_zeros(len(vectors_BD)) if self.user_bias is None else self.user_bias(user_index_B).squeeze(-1)
+        if self.cosine:
+            vectors_BD = unit_length(vectors_BD)
+        return vectors_BD if self.scale is None else self.scale(vectors_BD), bias_B
 
     def forward(self, user_vectors_BD: Tensor, item_vectors_UD: Tensor, user_bias_B: Tensor, item_bias_U: Tensor) -> Tensor:
         """Scores (B, U)."""

@@ -11,7 +11,6 @@ from medley.data.batches import ItemInputs
 from medley.data.memory import MemoryStream
 from medley.data.stream import BatchStream
 from medley.index.scorer import Scorer
-from medley.model import RecommenderModel, place_rows
 from medley.schema import Batch
 
 ROWS_PER_CHUNK = 256
@@ -39,22 +38,6 @@ def embed_all(
     item_vectors_ND, item_bias_N = _collect(embed_items(), data.num_items, num_ranks)
     user_vectors_VD, user_bias_V = _collect(embed_users(), data.num_users, num_ranks)
     return Scorer(user_vectors_VD, item_vectors_ND, user_bias_V, item_bias_N, global_bias.detach().cpu().float())
-
-
-@torch.no_grad()
-def embed_modalities(model: RecommenderModel, stream: BatchStream, device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
-    """encoder → its vectors of all items, (N, D) float32 with zeros where an item lacks the modality, and which items have it, (N,) bool.
-
-    In one process, on the CPU at the end; put the model in eval mode and on the device before.
-    """
-    chunks = _chunks(stream.maker.data.num_items, rank=0, num_ranks=1)
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in model.encoders}
-    for indices, prepared in zip(chunks, stream.items(chunks), strict=True):
-        batch = _item_batch(stream, indices, prepared).to(device)
-        for name, encoder in model.encoders.items():
-            present_mask_U = batch.present_mask_U[name]
-            parts[name].append((place_rows(encoder(batch.inputs[name]), present_mask_U).float().cpu(), present_mask_U.cpu()))
-    return {name: (torch.cat([vectors for vectors, _ in pairs]), torch.cat([mask for _, mask in pairs])) for name, pairs in parts.items()}
 
 
 def _chunks(count: int, rank: int, num_ranks: int) -> list[np.ndarray]:

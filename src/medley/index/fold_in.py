@@ -1,11 +1,14 @@
-"""Fold-in: the vector of a user who was not in training, solved from the items they had, around the mean of the trained users."""
+"""Fold-in: the vector of a user who was not in training, from the items they had: summed where the scorer sums histories, else solved around the
+mean of the trained users."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from medley.index.blend import Blend
 from medley.index.scorer import Scorer
 
 UNSEEN_WEIGHT = 0.3
@@ -46,11 +49,48 @@ def fold_in(history_LD: Tensor, item_gram_DD: Tensor, prior: FoldInPrior, unseen
     θ = θ₀ + δ, δ = argmin Σ_{i ∈ history} (own_score − (θ₀ + δ)ᵀc_i)² + unseen_weight Σ_{i ∈ catalogue} (δᵀc_i)² + regularization ‖δ‖²
     (Hu, Koren, Volinsky 2008, the user half-step, moved from zero to θ₀ = prior.mean_user_D).
 
-    history_LD: the history's rows of Scorer.item_columns_ND. item_gram_DD: Σ_i c_i c_iᵀ over the catalogue. Solved in float64.
-    Returns (D,) float32; without a history the mean user.
+    history_LD: the history's rows of Scorer.item_columns_ND; several users at once as (B, L, D), shorter histories filled up with rows of zeros.
+    item_gram_DD: Σ_i c_i c_iᵀ over the catalogue. Solved in float64.
+    Returns (D,) or (B, D) float32; without a history the mean user.
     """
     history_LD = history_LD.double()
-    ridge_DD = regularization * torch.eye(history_LD.shape[1], dtype=torch.float64)
-    normal_DD = history_LD.T @ history_LD + unseen_weight * item_gram_DD.double() + ridge_DD
-    missing_L = prior.own_score - history_LD @ prior.mean_user_D
-    return (prior.mean_user_D + torch.linalg.solve(normal_DD, history_LD.T @ missing_L)).float()
+    ridge_DD = regularization * torch.eye(history_LD.shape[-1], dtype=torch.float64)
+    normal_DD = history_LD.mT @ history_LD + unseen_weight * item_gram_DD.double() + ridge_DD
+    missing_L1 = prior.own_score - history_LD @ prior.mean_user_D[:, None]
+    return (prior.mean_user_D + torch.linalg.solve(normal_DD, history_LD.mT @ missing_L1).squeeze(-1)).float()
+
+
+class FoldIn:
+    """Folds users into a blend, part by part."""
+
+    def __init__(self, blend: Blend, unseen_weight: float, regularization: float):
+        """unseen_weight, regularization: those of `fold_in`."""
+        self._settings = unseen_weight, regularization
+        self._parts = list(blend.parts.values())
+        self._columns = [part.item_columns_ND for part in self._parts]
+        is_solved = [part.history_vectors_ND is None for part in self._parts]
+        self._gram = [columns_ND.T @ columns_ND if solved else None for columns_ND, solved in zip(self._columns, is_solved, strict=True)]
+        self._prior = [FoldInPrior.of(part) if solved else None for part, solved in zip(self._parts, is_solved, strict=True)]
+
+    def knows(self, history_L: Tensor) -> bool:
+        """Whether any of these items has a direction: items without one (the vectors of a popularity model) say nothing about a taste."""
+        vectors = (part.item_vectors_ND if part.history_vectors_ND is None else part.history_vectors_ND for part in self._parts)
+        return any(bool(vectors_ND[history_L].any()) for vectors_ND in vectors)
+
+    def columns(self, history_L: Tensor) -> Tensor:
+        """User columns, (D,) float32, of all parts behind one another. history_L: int64 item indices."""
+        return self.columns_of_many([history_L])[0]
+
+    def columns_of_many(self, histories: Sequence[Tensor]) -> Tensor:
+        """(B, D) float32, one row per history; take histories of similar length together, since they are filled up to the longest."""
+        return torch.cat([self._part_columns(place, histories) for place in range(len(self._parts))], dim=1)
+
+    def _part_columns(self, place: int, histories: Sequence[Tensor]) -> Tensor:
+        part, gram_DD, prior = self._parts[place], self._gram[place], self._prior[place]
+        if part.history_vectors_ND is not None:
+            vectors_BD = torch.stack([part.history_vectors_ND[history_L].sum(dim=0) for history_L in histories])
+            return torch.cat([vectors_BD, torch.ones(len(histories), 1)], dim=1)
+        assert gram_DD is not None
+        assert prior is not None
+        history_BLD = torch.nn.utils.rnn.pad_sequence([self._columns[place][history_L] for history_L in histories], batch_first=True)
+        return fold_in(history_BLD, gram_DD, prior, *self._settings)

@@ -19,6 +19,8 @@ class Scorer:
     user_bias_V: Tensor
     item_bias_N: Tensor
     global_bias: Tensor
+    history_vectors_ND: Tensor | None = None
+    """where a user's vector is the sum of these over the history (EASE), for users in training and outside; None: others are solved (fold_in.py)"""
 
     def __post_init__(self) -> None:
         assert self.user_vectors_VD.shape[1] == self.item_vectors_ND.shape[1]
@@ -51,7 +53,12 @@ class Scorer:
 
     def save(self, uri: str) -> None:
         """Write the tensors as one safetensors file."""
-        write_bytes(uri, save({f.name: getattr(self, f.name).contiguous().float().cpu() for f in fields(self)}))
+        write_bytes(uri, save(self.tensors()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Field → float32 tensor of its own on the CPU, fields that are None left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value.contiguous().float().cpu() for name, value in values.items() if value is not None}
 
     @classmethod
     def load(cls, uri: str) -> Self:

@@ -17,13 +17,14 @@ from medley.config import Run, dump_run, override_run
 from medley.data.prepared import PreparedData
 from medley.manifest import absolute_uri, find_manifest, fingerprint, join_uri, read_json, remove_folder, write_bytes, write_manifest
 from medley.schema import InputError
-from medley.search.features import cached_vectors
+from medley.search.features import encode_for_base_run, encode_for_trials
 from medley.search.report import write_search
 from medley.search.spaces import Space, read_space
 from medley.search.trials import TrialInputs, TrialRecord, run_trials, train_light
 from medley.training.assemble import check_model
 from medley.training.checkpoint import WEIGHTS_FILE
-from medley.training.run import find_prepared, fit, read_weights_of, run_fingerprint
+from medley.training.run import find_prepared, fit, run_fingerprint
+from medley.training.start import read_weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ def search(run: Run, space_uri: str, *, resume: bool = False, fresh: bool = Fals
     Returns where the result is, its metric and times, and `best_run`: the winner as a Run of the same name.
     """
     started = time.monotonic()
+    if run.train.kind != "gradient":
+        raise InputError(f"train.kind is {run.train.kind}", "gradient: trials train networks", "search another configuration, or leave search.space out")
     data = find_prepared(run)
     check_model(run.model, run.loss, data)
     space = read_space(absolute_uri(space_uri), run)
@@ -87,9 +90,10 @@ def _search(run: Run, space: Space, data: PreparedData, identity: str, resume: b
     """Base run, cache, trials, files; the manifest last."""
     base = _base_of(run)
     if base is not None:
-        logger.info("base run %s | %d epochs", base.name, base.train.epochs)
+        logger.info("base run %s | %d epochs", base.name, base.gradient.epochs)
+        encode_for_base_run(base, data)
         fit(base)
-    vectors = cached_vectors(run, base.run_uri if base is not None else None, data) if run.model.encoders else None
+    vectors = encode_for_trials(run, base.run_uri if base is not None else None, data) if run.model.encoders else None
     folder = join_uri(run.search_uri, "tune")
     if not resume:
         remove_folder(folder)
@@ -118,8 +122,12 @@ def _search(run: Run, space: Space, data: PreparedData, identity: str, resume: b
 
 def _base_of(run: Run) -> Run | None:
     """The run that trains the encoders before the search; None where they have nothing to learn."""
-    has_trained_encoders = any(encoder.train != "frozen" and encoder.kind != "features" for encoder in run.model.encoders.values())
-    return override_run(run, {"name": f"{run.name}-base", "train.epochs": run.search.base_epochs}) if has_trained_encoders else None
+    return override_run(run, {"name": f"{run.name}-base", "train.epochs": run.search.base_epochs}) if has_trained_encoders(run) else None
+
+
+def has_trained_encoders(run: Run) -> bool:
+    """Whether any encoder has something to learn."""
+    return any(encoder.train != "frozen" and encoder.kind != "features" for encoder in run.model.encoders.values())
 
 
 def _winner(run: Run, parameters: Mapping[str, Any]) -> Run:

@@ -1,8 +1,8 @@
-"""Settings of a hyperparameter search."""
+"""Settings of a hyperparameter search and of an ablation."""
 
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 
 class SearchConfig(BaseModel):
@@ -30,3 +30,20 @@ class SearchConfig(BaseModel):
         if self.grace_epochs > self.trial_epochs:
             raise ValueError(f"grace_epochs of at most trial_epochs ({self.grace_epochs} > {self.trial_epochs})")
         return self
+
+
+class AblationConfig(BaseModel):
+    """What jobs.ablation leaves out and how it trains what is left, on vectors of the run's encoders."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fusions: tuple[str, ...] = ()
+    """further kinds of fusion, with their default settings, beside the run's own"""
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    """seeds of the first weights and the order; every cell of the table is trained with each, on the same data"""
+    epochs: int | None = Field(default=None, ge=1)
+    """passes over the interactions, of which the best by train.metric is kept; null: train.epochs"""
+    split: Literal["valid", "test"] = "test"
+    """split that the table is measured on; the best epoch is always chosen on valid"""
+    concurrent: int = Field(default=2, ge=1)
+    """cells trained at a time, one process and one CPU each"""

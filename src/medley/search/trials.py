@@ -87,37 +87,31 @@ class TrialRecord:
 def assemble_trial(run: Run, inputs: TrialInputs) -> Training:
     """The parts of training for one configuration, over cached vectors, in this process."""
     data, vectors = inputs.data, inputs.vectors or CatalogueVectors({}, {})
-    encoders = {name: {"kind": "features", "column": name, "normalise": False} for name in vectors.vectors_ND}
-    run = override_run(run, {"model.encoders": encoders, "train.epochs": run.search.trial_epochs})
-    assets = {name: _plain_statistics(vectors_ND.shape[1]) for name, vectors_ND in vectors.vectors_ND.items()}
-    model = assemble_model(run.model, data, assets, run.seed, pretrained=False)
-    plan = make_plan(run.train, data, run.seed)
+    run = override_run(run, {"train.epochs": run.search.trial_epochs})
+    model = assemble_model(run.model, data, {}, run.seed, pretrained=False, vectors=vectors)
+    plan = make_plan(run.gradient, data, run.seed)
     maker = BatchMaker.create(
         data,
         plan,
         history_length=run.model.users.history_length,
         attribute_columns=run.model.users.columns,
         whole_catalogue=run.loss.kind == "full_softmax",
+        num_uniform_negatives=run.loss.num_uniform_negatives,
     )
     return Training(
-        engine=TorchEngine(model, run.train.optimizer, {}, run.train.num_micro_batches),
+        engine=TorchEngine(model, run.gradient.optimizer, {}, run.gradient.num_micro_batches),
         stream=MemoryStream(maker, model.named_encoders, vectors),
         plan=plan,
         loss=run.loss,
-        config=run.train,
+        config=run.gradient,
         evaluate=run.evaluate,
         questions=inputs.questions,
-        train_count_N=torch.from_numpy(data.train_count_N),
+        train_count_N=torch.from_numpy(plan.expected_count_N(data.train_count_N)),
         seat=Seat(0, 1),
         checkpoint_folder=None,
         log=None,
         identity="",
     )
-
-
-def _plain_statistics(width: int) -> dict[str, bytes]:
-    """Assets of a `features` encoder that takes vectors as they are."""
-    return {"statistics.json": json.dumps({"mean": [0.0] * width, "deviation": [1.0] * width}).encode()}
 
 
 def train_light(run: Run, inputs: TrialInputs) -> dict[str, Tensor]:

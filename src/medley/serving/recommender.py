@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from medley.bundle import Bundle, read_bundle
-from medley.index.fold_in import REGULARIZATION, UNSEEN_WEIGHT, FoldInPrior, fold_in
-from medley.index.search import rank, top_k
+from medley.index.blend import Blend
+from medley.index.exact import BlendSearch
+from medley.index.fold_in import REGULARIZATION, UNSEEN_WEIGHT, FoldIn
+from medley.index.search import rank
 from medley.manifest import absolute_uri
 from medley.schema import ITEM_ID, TITLE, USER_ID, InputError
 
 MAX_K = 1000
-SPARE_RESULTS = 32
-"""Results beyond k that the float32 search fetches for the exact ranking; more are fetched where ties need them."""
 
 Source = Literal["personal", "fold_in", "popular"]
 
@@ -96,9 +96,7 @@ class Recommender:
     unseen_weight, regularization: the fold-in's weight of items not in the history and its ridge term (index/fold_in.py, `fold_in`).
     None: the run's evaluate.fold_in_*, which the bundle holds, so that serving folds in as the evaluation of the run does.
 
-    Ranking has two steps: 1. one float32 product of all users of a batch with all items finds each user's best k and some spare;
-    2. those few are scored again in float64. Float32 sums differ in their last digits between batch sizes; step 2 makes the answer
-    the same alone, in any batch and on any number of threads. Equal scores are ordered by item index.
+    Ranking is exact (index/exact.py): an answer is the same alone, in any batch and on any number of threads. A blend ranks with all its parts.
     """
 
     def __init__(self, bundle: Bundle, *, unseen_weight: float | None = None, regularization: float | None = None):
@@ -111,20 +109,19 @@ class Recommender:
             raise InputError(
                 f"fold-in with unseen_weight {unseen_weight}, regularization {regularization}", "unseen_weight ≥ 0, regularization > 0", "correct them"
             )
-        scorer = bundle.scorer
-        assert bundle.items.num_rows == len(scorer.item_vectors_ND)
-        assert bundle.users.num_rows == len(scorer.user_vectors_VD)
+        blend = Blend.of(bundle.scorer)
+        item_vectors_ND = blend.item_vectors_ND
+        assert bundle.items.num_rows == len(item_vectors_ND)
+        assert bundle.users.num_rows == len(blend.is_trained_V)
         self.unseen_weight, self.regularization = unseen_weight, regularization
         self.model_version = bundle.version
-        self._item_vectors_ND = scorer.item_columns_ND
-        self._user_vectors_VD = scorer.user_columns_VD
-        self._is_trained_V = scorer.user_vectors_VD.any(dim=1)
-        self._user_offset_V = scorer.user_bias_V + scorer.global_bias
-        self._no_bias_N = torch.zeros(len(scorer.item_vectors_ND))
-        self._item_norm_N = scorer.item_vectors_ND.norm(dim=1)
-        self._max_norm = float(self._item_vectors_ND.norm(dim=1).max()) if bundle.items.num_rows else 0.0
-        self._gram_DD = self._item_vectors_ND.T @ self._item_vectors_ND
-        self._prior = FoldInPrior.of(scorer)
+        self._search = BlendSearch(blend)
+        self._user_columns_VD = blend.user_columns_VD
+        self._is_trained_V = blend.is_trained_V
+        self._user_offset_V = blend.user_offset_V
+        self._item_vectors_ND = item_vectors_ND
+        self._item_norm_N = item_vectors_ND.norm(dim=1)
+        self._fold_in = FoldIn(blend, unseen_weight, regularization)
         self._item_ids: list[str] = bundle.items[ITEM_ID].to_pylist()
         self._titles: list[str | None] = bundle.items[TITLE].to_pylist()
         self._item_index = {item_id: index for index, item_id in enumerate(self._item_ids)}
@@ -136,7 +133,7 @@ class Recommender:
             model_version=bundle.version,
             num_items=len(self._item_ids),
             num_users=len(self._user_index),
-            dimension=scorer.item_vectors_ND.shape[1],
+            dimension=item_vectors_ND.shape[1],
             metrics=bundle.metrics,
             parents=bundle.manifest["parents"],
             versions=bundle.manifest["versions"],
@@ -170,14 +167,25 @@ class Recommender:
         """Answers of many queries in one product; each is what `recommend` gives for it alone."""
         plans = [self._plan(query) for query in queries]
         searched = [row for row, plan in enumerate(plans) if plan.user_vector_D is not None and plan.candidates is None]
-        found = dict(zip(searched, self._search([plans[row] for row in searched]), strict=True)) if searched else {}
-        return [self._answer(plan, found.get(row, plan.candidates)) for row, plan in enumerate(plans)]
+        found = self._find([plans[row] for row in searched]) if searched else []
+        of_row = dict(zip(searched, found, strict=True))
+        return [self._answer(plan, of_row.get(row)) for row, plan in enumerate(plans)]
 
     def score(self, user_id: str | None, item_ids: Sequence[str], history: Sequence[str] = ()) -> list[float]:
         """Scores of these items in their order, on the scale of `recommend`'s source for this user and history.
 
         An unknown item, or a user of whom neither a vector nor a history says anything, is an UnknownIdError.
         """
+        indices, user_vector_D, offset = self._ask(user_id, item_ids, history)
+        return [float(score) + offset for score in self._search.scores(user_vector_D, indices)]
+
+    def shares(self, user_id: str | None, item_ids: Sequence[str], history: Sequence[str] = ()) -> dict[str, list[float]]:
+        """Part of the blend → what it adds to the score of each item (its weighted score, or by rank its weighted place); refuses as `score` does."""
+        indices, user_vector_D, _ = self._ask(user_id, item_ids, history)
+        return {name: values.tolist() for name, values in self._search.shares(user_vector_D, indices).items()}
+
+    def _ask(self, user_id: str | None, item_ids: Sequence[str], history: Sequence[str]) -> tuple[np.ndarray, Tensor, float]:
+        """Item indices, the user's vector and offset; what the bundle does not know is an UnknownIdError."""
         indices = np.array([self._index_of(item_id) for item_id in item_ids], dtype=np.int64)
         history_indices, _ = self._indices(history)
         _, user_vector_D, offset = self._user(user_id, history_indices)
@@ -187,15 +195,14 @@ class Recommender:
                 "a user of the bundle, or a history with at least one of its items",
                 "send a history, or ask for popular items with recommend",
             )
-        return [float(score) + offset for score in self._exact_scores(user_vector_D, indices)]
+        return indices, user_vector_D, offset
 
     def similar(self, item_id: str, k: int = 10) -> list[RankedItem]:
         """The k items (1 to 1000) whose vectors have the highest cosine with this item's, itself left out."""
         check_k(k)
         index = self._index_of(item_id)
-        item_vectors_ND = self._item_vectors_ND[:, :-1]
         norms_N = (self._item_norm_N * self._item_norm_N[index]).clamp_min(torch.finfo(torch.float32).tiny)
-        cosine_N = (item_vectors_ND @ item_vectors_ND[index] / norms_N).clamp(-1, 1)
+        cosine_N = (self._item_vectors_ND @ self._item_vectors_ND[index] / norms_N).clamp(-1, 1)
         cosine_N[index] = -torch.inf
         scores_1K, items_1K = rank(cosine_N[None], min(k, len(self._item_ids)))
         return self._ranked_items((item, score) for item, score in zip(items_1K[0].tolist(), scores_1K[0].tolist(), strict=True) if item >= 0)
@@ -222,51 +229,38 @@ class Recommender:
         """Where the knowledge of this user comes from, their float32 vector (bias column included) and what adds to every score."""
         index = self._user_index.get(user_id) if user_id is not None else None
         if index is not None and self._is_trained_V[index]:
-            return "personal", self._user_vectors_VD[index], float(self._user_offset_V[index])
+            return "personal", self._user_columns_VD[index], float(self._user_offset_V[index])
         if index is not None:  # came after training: what they had by the time of the bundle is their history
             history = np.union1d(history, self._seen.of(index)).astype(np.int64)
-        history_LD = self._item_vectors_ND[torch.from_numpy(history)]
-        # Items without a direction (the vectors of a popularity model) say nothing about a taste.
-        if not history_LD[:, :-1].any():
+        history_L = torch.from_numpy(history)
+        if not self._fold_in.knows(history_L):
             return "popular", None, 0.0
-        return "fold_in", fold_in(history_LD, self._gram_DD, self._prior, self.unseen_weight, self.regularization), 0.0
+        return "fold_in", self._fold_in.columns(history_L), 0.0
 
-    def _search(self, plans: Sequence[_Plan]) -> list[np.ndarray]:
-        """For each plan the indices of a few more items than k, its k best in exact arithmetic surely among them."""
+    def _find(self, plans: Sequence[_Plan]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Indices and scores of each plan's best items of the whole catalogue."""
         users_BD = torch.stack([plan.user_vector_D for plan in plans if plan.user_vector_D is not None])
-        excluded = np.repeat(np.arange(len(plans)), [len(plan.excluded) for plan in plans]), np.concatenate([plan.excluded for plan in plans])
-        num_items, dimension = self._item_vectors_ND.shape
-        k = min(max(plan.query.k for plan in plans), num_items)
-        # Bound of the rounding error of two float32 dot products: 2 D u |user| |item|, u = 2⁻²⁴ (Higham 2002, section 3.1).
-        tolerance_B = 2 * dimension * 2.0**-24 * users_BD.norm(dim=1) * self._max_norm
-        num_fetched = min(k + SPARE_RESULTS, num_items)
-        while True:
-            scores_BK, items_BK = top_k(users_BD, self._item_vectors_ND, self._no_bias_N, num_fetched, excluded)
-            last_B = scores_BK[:, -1]
-            is_complete_B = torch.isneginf(last_B) | (last_B < scores_BK[:, k - 1] - tolerance_B)
-            if num_fetched == num_items or bool(is_complete_B.all()):
-                return [row_K[row_K >= 0] for row_K in items_BK.numpy()]
-            num_fetched = min(4 * num_fetched, num_items)
+        return self._search.best(users_BD, [plan.query.k for plan in plans], [plan.excluded for plan in plans])
 
-    def _answer(self, plan: _Plan, indices: np.ndarray | None) -> Recommendations:
-        k = plan.query.k
-        if plan.user_vector_D is not None:
-            assert indices is not None
-            scores = self._exact_scores(plan.user_vector_D, indices)
-            order = np.lexsort((indices, -scores))[:k]
-            ranked = [(int(indices[place]), float(scores[place]) + plan.offset) for place in order]
+    def _answer(self, plan: _Plan, found: tuple[np.ndarray, np.ndarray] | None) -> Recommendations:
+        if plan.user_vector_D is None:
+            indices, scores = self._popular(plan)
+        elif plan.candidates is not None:
+            indices, scores = self._search.among(plan.user_vector_D, plan.candidates, plan.query.k)
         else:
-            if indices is None:
-                indices = self._popular_order_N[: k + len(plan.excluded)]
-                indices = indices[~np.isin(indices, plan.excluded)]
-            order = np.lexsort((indices, -self._train_count_N[indices].astype(np.int64)))[:k]
-            ranked = [(int(indices[place]), float(self._train_count_N[indices[place]])) for place in order]
+            assert found is not None
+            indices, scores = found
+        ranked = [(int(index), float(score) + plan.offset) for index, score in zip(indices, scores, strict=True)]
         return Recommendations(self._ranked_items(ranked), plan.source, plan.unknown_items, self.model_version)
 
-    def _exact_scores(self, user_vector_D: Tensor, indices: np.ndarray) -> np.ndarray:
-        """Dot products summed in float64, then rounded to float32, so that equal vectors have equal scores."""
-        vectors_KD = self._item_vectors_ND[torch.from_numpy(indices)].numpy().astype(np.float64)
-        return (vectors_KD * user_vector_D.numpy().astype(np.float64)).sum(axis=1).astype(np.float32)
+    def _popular(self, plan: _Plan) -> tuple[np.ndarray, np.ndarray]:
+        """The items of most train interactions, and how many they have."""
+        indices = plan.candidates
+        if indices is None:
+            indices = self._popular_order_N[: plan.query.k + len(plan.excluded)]
+            indices = indices[~np.isin(indices, plan.excluded)]
+        order = np.lexsort((indices, -self._train_count_N[indices].astype(np.int64)))[: plan.query.k]
+        return indices[order], self._train_count_N[indices[order]]
 
     def _ranked_items(self, ranked: Iterable[tuple[int, float]]) -> list[RankedItem]:
         return [RankedItem(self._item_ids[index], self._titles[index], score) for index, score in ranked]

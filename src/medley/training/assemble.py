@@ -8,12 +8,15 @@ import numpy as np
 import torch
 
 from medley.data.batches import BatchMaker
+from medley.data.memory import CatalogueVectors, MemoryStream
 from medley.data.plan import Plan, derive_seed
 from medley.data.prepared import PreparedData
+from medley.data.sampling import PopularitySampling
 from medley.data.shards import ITEMS_PER_SHARD
 from medley.data.stream import BatchStream, StreamConfig
 from medley.encoders import EncoderConfig
 from medley.encoders.logmel_cnn import LogMelCnnConfig
+from medley.heads.neighbours import nearest_items
 from medley.losses import LossConfig
 from medley.model import ModelConfig, RecommenderModel, build_model
 from medley.schema import InputError
@@ -68,34 +71,62 @@ def _train_values(data: PreparedData, column: str) -> Iterable[Any]:
         yield from (value for value in values if value is not None)
 
 
-def assemble_model(config: ModelConfig, data: PreparedData, assets: Assets, seed: int, *, pretrained: bool) -> RecommenderModel:
-    """The model with first weights decided by the seed alone."""
+def assemble_model(
+    config: ModelConfig, data: PreparedData, assets: Assets, seed: int, *, pretrained: bool, vectors: CatalogueVectors | None = None
+) -> RecommenderModel:
+    """The model with first weights decided by the seed alone. vectors: of the encoders that are read and not run."""
     torch.manual_seed(derive_seed(seed, "init"))
-    values = data.train.values
+    train = data.train
     return build_model(
         config,
         assets,
         train_count_N=torch.from_numpy(data.train_count_N),
         user_train_count_V=torch.from_numpy(data.train_lists.lengths),
         num_categories={column: int(data.user_categories(column).max()) + 1 for column in config.users.columns},
-        mean_value=float(np.nanmean(values)) if np.isfinite(values).any() else 0.0,
+        mean_value=float(np.nanmean(train.values)) if np.isfinite(train.values).any() else 0.0,
         pretrained=pretrained,
+        cached=vectors.widths if vectors is not None else None,
+        neighbours_NK=_neighbours(config, data, vectors) if vectors is not None else None,
+        train_pairs=(torch.from_numpy(train.users).long(), torch.from_numpy(train.items).long()) if config.propagation is not None else None,
     )
+
+
+def _neighbours(config: ModelConfig, data: PreparedData, vectors: CatalogueVectors) -> torch.Tensor | None:
+    """The item graph, of the encoders with `cache: true` alone: trials have the vectors of the others too, the run that follows has not."""
+    if config.item_id is None or config.item_id.neighbours is None:
+        return None
+    names = [name for name, encoder in config.encoders.items() if encoder.cache]
+    vectors_ND, present_mask_N = ({name: part[name] for name in names} for part in (vectors.vectors_ND, vectors.present_mask_N))
+    return nearest_items(vectors_ND, present_mask_N, data.train_count_N > 0, config.item_id.neighbours.num_neighbours)
 
 
 def make_plan(config: GradientTrainConfig, data: PreparedData, seed: int) -> Plan:
     """The order of the train rows."""
-    return Plan(len(data.train), config.micro_batch_size, config.num_micro_batches, seed)
+    exponent = config.popularity_exponent
+    sampling = PopularitySampling(data.train.items, data.train_count_N, exponent) if exponent else None
+    return Plan(len(data.train), config.micro_batch_size, config.num_micro_batches, seed, sampling)
 
 
-def assemble_stream(model: RecommenderModel, config: ModelConfig, loss: LossConfig, data: PreparedData, plan: Plan, stream: StreamConfig) -> BatchStream:
-    """The stream that feeds this model; its encoders prepare their own inputs."""
+def assemble_stream(
+    model: RecommenderModel,
+    config: ModelConfig,
+    loss: LossConfig,
+    data: PreparedData,
+    plan: Plan,
+    stream: StreamConfig,
+    vectors: CatalogueVectors | None = None,
+) -> BatchStream | MemoryStream:
+    """The stream that feeds this model: its encoders prepare their own inputs; those that are read and not run have their vectors here."""
     maker = BatchMaker.create(
         data,
         plan,
         history_length=config.users.history_length,
         attribute_columns=config.users.columns,
         whole_catalogue=loss.kind == "full_softmax",
+        num_uniform_negatives=loss.num_uniform_negatives,
     )
-    columns = {name: encoder.column for name, encoder in config.encoders.items()}
-    return BatchStream(maker, model.named_encoders, columns, stream)
+    running = {name: encoder for name, encoder in model.named_encoders.items() if vectors is None or name not in vectors.vectors_ND}
+    columns = {name: config.encoders[name].column for name in running}
+    if vectors is None:
+        return BatchStream(maker, running, columns, stream)
+    return MemoryStream(maker, model.named_encoders, vectors, BatchStream(maker, running, columns, stream) if running else None)

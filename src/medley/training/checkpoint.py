@@ -12,7 +12,6 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import pyarrow.fs as pafs
 import torch
 from safetensors.torch import load, save
 
@@ -26,12 +25,14 @@ from medley.manifest import (
     read_bytes,
     read_json,
     read_manifest,
+    remove_folder,
     staged_folder,
     verify_files,
     write_bytes,
     write_json,
 )
 from medley.schema import InputError
+from medley.storage import can_rename
 from medley.training.engine import ModelState
 
 logger = logging.getLogger(__name__)
@@ -115,9 +116,9 @@ def read_newest(folder: str) -> Checkpoint | None:
 
 
 def checkpoint_names(folder: str) -> list[str]:
-    """Committed checkpoints, oldest first. On local storage the rename commits: one that lacks its manifest there was damaged later."""
+    """Committed checkpoints, oldest first. Where folders can be renamed, that commits: one that lacks its manifest there was damaged later."""
     names = _step_folders(folder)
-    if isinstance(open_storage(folder)[0], pafs.LocalFileSystem):
+    if can_rename(open_storage(folder)[0]):
         return names
     return [name for name in names if exists(join_uri(folder, name, MANIFEST))]
 
@@ -128,10 +129,9 @@ def _step_folders(folder: str) -> list[str]:
 
 def remove_old(folder: str, keep: int, best: str | None) -> None:
     """Remove all but the newest `keep` checkpoints and the best."""
-    filesystem, root = open_storage(folder)
     for name in checkpoint_names(folder)[:-keep]:
         if name != best:
-            filesystem.delete_dir(f"{root}/{name}")
+            remove_folder(join_uri(folder, name))
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:

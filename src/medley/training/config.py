@@ -1,10 +1,14 @@
 """Settings of training."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from medley.metrics import METRICS
+from medley.heads.als import AlsConfig
+from medley.heads.ease import EaseConfig
+from medley.heads.vae import VaeConfig
+from medley.metrics.ranking import METRICS
+from medley.training.blend import BlendConfig
 
 
 class EngineConfig(BaseModel):
@@ -58,6 +62,9 @@ class GradientTrainConfig(BaseModel):
     """most passes over the interactions"""
     micro_batch_size: int = Field(default=512, ge=1)
     """interactions that are scored against each other; decides in-batch negatives, so it changes the result"""
+    popularity_exponent: float = Field(default=0.0, ge=0, le=1)
+    """rows are drawn with a probability in proportion to (train count of their item) ** -popularity_exponent, as many as there are;
+    0: every row exactly once per epoch; 1: every item equally often. The sampling-bias correction of the losses follows it."""
     num_micro_batches: int = Field(default=2, ge=1)
     """micro-batches of one step; the number of workers must divide it"""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -66,7 +73,8 @@ class GradientTrainConfig(BaseModel):
     patience: int = Field(default=0, ge=0)
     """epochs without a better metric after which training stops; 0: never"""
     start_from: str | None = None
-    """folder of a finished run or search of the same prepared data whose weights of equal name and shape are taken over"""
+    """folder of a finished run or search of the same prepared data whose weights of equal name and shape are taken over; or of a run over an earlier
+    set that the data extend (data.base): known users and items keep their rows, encoders their vocabularies; optimiser states begin anew"""
     workers: int = Field(default=1, ge=1)
     """training processes; may change between a stop and its resume"""
     use_gpu: bool = False
@@ -79,7 +87,7 @@ class GradientTrainConfig(BaseModel):
     keep_checkpoints: int = Field(default=2, ge=1)
     """newest checkpoints kept, beside the best"""
     max_failures: int = Field(default=2, ge=0)
-    """times that lost workers are started again from the last checkpoint"""
+    """times that workers are started again from the last checkpoint, after they were lost or a loss was not finite"""
     log_every_steps: int = Field(default=20, ge=1)
     """steps between log lines"""
 
@@ -87,5 +95,4 @@ class GradientTrainConfig(BaseModel):
 HOLDING_FIELDS = frozenset({"workers", "use_gpu", "cpus_per_worker", "engine", "checkpoint_every_steps", "keep_checkpoints", "max_failures", "log_every_steps"})
 """Settings that change how a run is held, not what it learns: they are no part of its fingerprint."""
 
-TrainConfig = GradientTrainConfig
-"""A union once there are two."""
+TrainConfig = Annotated[GradientTrainConfig | AlsConfig | EaseConfig | VaeConfig | BlendConfig, Field(discriminator="kind")]

@@ -164,6 +164,10 @@ class DeepSpeedEngine:
         self.num_backwards = 0
         client_optimizer = build_optimizer(model, optimizer_config, encoder_rates)
         settings = deepspeed_settings(config, optimizer_config.gradient_clipping, micro_batch_size, micro_batches_per_rank)
+        for module in model.modules():
+            if getattr(module, "is_frozen", False):
+                # It calls its parts as often as its rows need, which differs between ranks: ZeRO-3 is to gather it whole, once a call.
+                deepspeed.utils.set_z3_leaf_module(module, True)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=client_optimizer, config=settings, dist_init_required=False)
         self.model: RecommenderModel = self.engine.module
 

@@ -1,13 +1,14 @@
-"""Evaluation: the whole catalogue ranked for every user, exactly, seen items left out; all, warm and cold items; baselines beside it.
+"""Evaluation: the whole catalogue ranked for every user, exactly, seen items left out.
 
-Groups: `all` ranks every item. `warm` ranks and counts only items with a train interaction, `cold` only those without.
-Metrics are means over the users that have a relevant item in the group.
+A split asks questions (whom to rank for, what each should find, what is left out); a ranker scores the catalogue for a block of users; the best
+items of the whole catalogue and of groups of it (slices.py) are cut out of the same scores. Metrics are read off what was cut, for all users at
+once; means are over the users that have a relevant item in the group.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from medley.data.item_lists import ItemLists
 from medley.data.prepared import Interactions, PreparedData
-from medley.index.fold_in import REGULARIZATION, UNSEEN_WEIGHT, FoldInPrior, fold_in
+from medley.index.blend import Blend
+from medley.index.fold_in import REGULARIZATION, UNSEEN_WEIGHT, FoldIn
 from medley.index.scorer import Scorer
-from medley.index.search import top_k
-from medley.metrics import mae, mean_over_users, ranking_metrics, rmse
+from medley.index.search import rank
+from medley.metrics.ranking import mae, mean_over_users, ranking_metrics, rmse
 from medley.schema import SPLITS
 
 USERS_PER_BLOCK = 256
@@ -32,9 +34,15 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
-    """cuts of the ranked list"""
+    """cuts of the ranked list; the middle one is that of slices, of everything beyond accuracy and of the report's short tables"""
     splits: tuple[Literal["valid", "test"], ...] = ("valid", "test")
     """splits that jobs.evaluate measures"""
+    resamples: int = Field(default=1000, ge=0)
+    """resamples of the users behind every interval and p value of jobs.evaluate; 0: neither"""
+    against: str | None = None
+    """another finished run of the same data that jobs.evaluate compares this one with, user by user: its name in the same storage, or its folder"""
+    content_neighbours: PositiveInt = 5
+    """train items of a user, the most similar ones, that the content-kNN baseline scores an item by"""
     given_share: float = Field(default=0.0, ge=0, lt=1)
     """share of the relevant items of users without train interactions that is given to the model as their history (the first ones by time);
     the rest is to be found. 0: such users are ranked by what the model knows without any history"""
@@ -42,6 +50,11 @@ class EvaluateConfig(BaseModel):
     """how strongly a folded-in user keeps the mean user's scores of the whole catalogue; a bundle of the run serves with it"""
     fold_in_regularization: float = Field(default=REGULARIZATION, gt=0)
     """strength of the pull of a folded-in vector to the mean user's; a bundle of the run serves with it"""
+
+    @property
+    def k(self) -> int:
+        """The middle cut."""
+        return self.ks[len(self.ks) // 2]
 
 
 @dataclass(frozen=True)
@@ -55,50 +68,110 @@ class Questions:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of USERS_PER_BLOCK users."""
-        return -(-len(self.users) // USERS_PER_BLOCK)
+        """Blocks of USERS_PER_BLOCK users; one without users where nobody has anything to find."""
+        return max(1, -(-len(self.users) // USERS_PER_BLOCK))
+
+    def block(self, number: int) -> np.ndarray:
+        """The users of one block."""
+        return self.users[number * USERS_PER_BLOCK : (number + 1) * USERS_PER_BLOCK]
 
 
-def rank_block(scorer: Scorer, questions: Questions, block: int, candidate_mask_N: Tensor, ks: Sequence[int], config: EvaluateConfig) -> dict[str, np.ndarray]:
-    """Metric name → one value per user of a block (NaN for users with no relevant item among the candidates)."""
-    users = questions.users[block * USERS_PER_BLOCK : (block + 1) * USERS_PER_BLOCK]
-    item_columns_ND = scorer.item_columns_ND
-    user_columns_BD = _user_columns(scorer, item_columns_ND, questions, users, config)
-    no_bias_N = torch.zeros(len(item_columns_ND))
-    excluded = questions.excluded.pairs(users)
-    _, ranked_BK = top_k(user_columns_BD, item_columns_ND, no_bias_N, max(ks), excluded=excluded, candidate_mask_N=candidate_mask_N)
-    rows, items = questions.targets.pairs(users)
-    is_candidate = candidate_mask_N.numpy()[items]
-    relevant_BN = torch.zeros(len(users), len(candidate_mask_N), dtype=torch.bool)
-    relevant_BN[rows[is_candidate], items[is_candidate].astype(np.int64)] = True
-    ranked_relevant_BK = relevant_BN.gather(1, ranked_BK.clamp(min=0)) & (ranked_BK >= 0)
-    return {name: values.numpy() for name, values in ranking_metrics(ranked_relevant_BK, relevant_BN.sum(dim=1), ks).items()}
+class Ranker(Protocol):
+    """What evaluation ranks with."""
+
+    def scores(self, users: np.ndarray) -> Tensor:
+        """(B, N) float32 scores of the whole catalogue, in memory that the caller may change."""
 
 
-def _user_columns(scorer: Scorer, item_columns_ND: Tensor, questions: Questions, users: np.ndarray, config: EvaluateConfig) -> Tensor:
-    """Trained users' vectors; for users with given items, their fold-in, as serving does it for users outside training."""
-    columns_BD = scorer.user_columns_VD[torch.from_numpy(users.astype(np.int64))]
-    lengths = questions.given.lengths[users]
-    if lengths.any() and scorer.item_vectors_ND.any():
-        gram_DD, prior = item_columns_ND.T @ item_columns_ND, FoldInPrior.of(scorer)
-        for row in np.flatnonzero(lengths):
-            history_LD = item_columns_ND[torch.from_numpy(questions.given.of(users[row]).astype(np.int64))]
-            columns_BD[row] = fold_in(history_LD, gram_DD, prior, config.fold_in_unseen_weight, config.fold_in_regularization)
-    return columns_BD
+@dataclass(frozen=True)
+class VectorRanker:
+    """Ranks by a product of columns: vectors, and the item bias against a 1."""
+
+    user_columns_VD: Tensor
+    item_columns_ND: Tensor
+
+    @classmethod
+    def of(cls, scorer: Scorer, questions: Questions, config: EvaluateConfig) -> Self:
+        """Trained users' vectors; for users with given items their fold-in, as serving does it for users outside training."""
+        user_columns_VD, item_columns_ND = scorer.user_columns_VD, scorer.item_columns_ND
+        new_users = np.flatnonzero(questions.given.lengths)
+        if len(new_users) and scorer.item_vectors_ND.any():
+            fold_in = FoldIn(Blend.of(scorer), config.fold_in_unseen_weight, config.fold_in_regularization)
+            # Longest first, so that a piece is filled up with few rows of zeros.
+            new_users = new_users[np.argsort(-questions.given.lengths[new_users], kind="stable")]
+            for start in range(0, len(new_users), USERS_PER_BLOCK):
+                users = new_users[start : start + USERS_PER_BLOCK]
+                histories = [torch.from_numpy(questions.given.of(user).astype(np.int64)) for user in users]
+                user_columns_VD[torch.from_numpy(users)] = fold_in.columns_of_many(histories)
+        return cls(user_columns_VD, item_columns_ND)
+
+    def scores(self, users: np.ndarray) -> Tensor:
+        """(B, N) float32."""
+        return self.user_columns_VD[torch.from_numpy(users.astype(np.int64))] @ self.item_columns_ND.T
 
 
-def summarise(blocks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float | None]:
-    """Means over users in block order; None where no user has a relevant item."""
-    if not blocks:
-        return {}
-    means = {name: mean_over_users(torch.from_numpy(np.concatenate([block[name] for block in blocks]))) for name in blocks[0]}
+@dataclass(frozen=True)
+class Ranked:
+    """What was ranked for some users: items_BK int64, best first, -1 past the last one; relevant_BK bool; num_relevant_B int64, before the cut."""
+
+    items_BK: Tensor
+    relevant_BK: Tensor
+    num_relevant_B: Tensor
+
+    @classmethod
+    def join(cls, blocks: Sequence[Self]) -> Self:
+        """The users of all blocks, in their order."""
+        parts = zip(*((block.items_BK, block.relevant_BK, block.num_relevant_B) for block in blocks), strict=True)
+        return cls(*(torch.cat(part) for part in parts))
+
+    def metrics(self, ks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Metric name → one value per user, NaN for users with no relevant item."""
+        return {name: values_B.numpy() for name, values_B in ranking_metrics(self.relevant_BK, self.num_relevant_B, ks).items()}
+
+
+def rank_block(ranker: Ranker, questions: Questions, block: int, groups: Mapping[str, np.ndarray], k: int) -> dict[str, Ranked]:
+    """Group → the k best of its items for each user of a block; the relevant ones are those of the group. groups: name → item indices, ascending."""
+    users = questions.block(block)
+    scores_BN = ranker.scores(users)
+    num_items = scores_BN.shape[1]
+    scores_BN[_places(questions.excluded, users)] = -torch.inf
+    rows, targets = _places(questions.targets, users)
+    relevant_BN = torch.zeros(len(users), num_items, dtype=torch.bool)
+    relevant_BN[rows, targets] = True
+    ranked = {}
+    for name, items in groups.items():
+        items_G, is_in_N = torch.tensor(items), torch.zeros(num_items, dtype=torch.bool)
+        is_in_N[items_G] = True
+        if len(items) == num_items:
+            items_BK = rank(scores_BN, k)[1]
+        else:
+            places_BK = rank(scores_BN[:, items_G], k)[1]
+            items_BK = torch.where(places_BK >= 0, items_G[places_BK.clamp(min=0)], -1) if len(items) else places_BK
+        found_BK = relevant_BN.gather(1, items_BK.clamp(min=0)) & (items_BK >= 0)
+        ranked[name] = Ranked(items_BK, found_BK, torch.bincount(rows[is_in_N[targets]], minlength=len(users)))
+    return ranked
+
+
+def rank_users(ranker: Ranker, questions: Questions, groups: Mapping[str, np.ndarray], k: int) -> dict[str, Ranked]:
+    """All blocks, in this process: group → the k best of its items for each of the questions' users."""
+    blocks = [rank_block(ranker, questions, block, groups, k) for block in range(questions.num_blocks)]
+    return {name: Ranked.join([block[name] for block in blocks]) for name in groups}
+
+
+def _places(lists: ItemLists, users: np.ndarray) -> tuple[Tensor, Tensor]:
+    rows, items = lists.pairs(users)
+    return torch.from_numpy(rows), torch.from_numpy(items.astype(np.int64))
+
+
+def summarise(values: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    """Means over users; None where no user has a relevant item."""
+    means = {name: mean_over_users(torch.from_numpy(values_V)) for name, values_V in values.items()}
     return {name: None if math.isnan(value) else value for name, value in means.items()}
 
 
-def group_masks(train_count_N: np.ndarray) -> dict[str, Tensor]:
-    """all, warm, cold → bool mask over the items."""
-    is_warm_N = torch.from_numpy(train_count_N > 0)
-    return {"all": torch.ones_like(is_warm_N), "warm": is_warm_N, "cold": ~is_warm_N}
+def whole_catalogue(num_items: int) -> dict[str, np.ndarray]:
+    """The one group that validation ranks."""
+    return {"all": np.arange(num_items)}
 
 
 def make_questions(data: PreparedData, split: str, config: EvaluateConfig) -> Questions:
@@ -114,7 +187,7 @@ def make_questions(data: PreparedData, split: str, config: EvaluateConfig) -> Qu
     if len(given_users):
         all_users = np.arange(data.num_users)
         rows, items = targets.pairs(all_users)
-        is_given = np.isin(rows * data.num_items + items, given_users * data.num_items + given_items)
+        is_given = given.contain(rows, items)
         targets = ItemLists.from_pairs(rows[~is_given], items[~is_given], data.num_users)
         known_rows, known_items = excluded.pairs(all_users)
         excluded = ItemLists.from_pairs(np.concatenate([known_rows, given_users]), np.concatenate([known_items, given_items]), data.num_users)
@@ -126,14 +199,17 @@ def _given(part: Interactions, targets: ItemLists, is_new_V: np.ndarray, given_s
     num_given_V = np.where(is_new_V & (targets.lengths > 1), np.clip(np.round(given_share * targets.lengths), 1, targets.lengths - 1), 0)
     if given_share == 0 or not num_given_V.any():
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    pairs: dict[tuple[int, int], None] = {}  # in time order, as the split is
-    num_taken = np.zeros(len(num_given_V), dtype=np.int64)
-    for user, item in zip(part.users.tolist(), part.items.tolist(), strict=True):
-        if num_taken[user] < num_given_V[user] and (user, item) not in pairs and item in targets.of(user):
-            pairs[user, item] = None
-            num_taken[user] += 1
-    users, items = np.array(list(pairs), dtype=np.int64).T
-    return users, items
+    is_asked = num_given_V[part.users] > 0
+    users, items = part.users[is_asked].astype(np.int64), part.items[is_asked].astype(np.int64)  # in time order, as the split is
+    is_target = targets.contain(users, items)
+    users, items = users[is_target], items[is_target]
+    first = np.sort(np.unique(users * (items.max() + 1) + items, return_index=True)[1])
+    first = first[np.argsort(users[first], kind="stable")]
+    users, items = users[first], items[first]
+    starts = np.flatnonzero(np.diff(users, prepend=-1))
+    place = np.arange(len(users)) - np.repeat(starts, np.diff(starts, append=len(users)))
+    is_given = place < num_given_V[users]
+    return users[is_given], items[is_given]
 
 
 def rating_errors(scorer: Scorer, users: np.ndarray, items: np.ndarray, values: np.ndarray) -> dict[str, float]:

@@ -21,11 +21,11 @@ from medley.data.stream import BatchStream
 from medley.index.embed import embed_all
 from medley.index.scorer import Scorer
 from medley.losses import LossConfig, batch_loss
-from medley.schema import Batch
+from medley.schema import Batch, InputError
 from medley.training.checkpoint import Progress, remove_old, write_checkpoint
 from medley.training.config import GradientTrainConfig
 from medley.training.engine import Engine, learning_rate_factor
-from medley.training.evaluate import EvaluateConfig, Questions, group_masks, rank_block, summarise
+from medley.training.evaluate import EvaluateConfig, Questions, Ranked, VectorRanker, rank_block, summarise, whole_catalogue
 from medley.training.report import RunLog, peak_memory_megabytes
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Training:
     evaluate: EvaluateConfig
     questions: Questions
     train_count_N: Tensor
+    """how often each item comes in an epoch, as the plan draws rows"""
     seat: Seat
     checkpoint_folder: str | None
     """None: nothing is saved (light trials)"""
@@ -87,12 +88,13 @@ def train_epoch(training: Training, progress: Progress) -> Scorer:
         progress.step += 1
         progress.global_batch += 1
         if progress.step % training.config.log_every_steps == 0:
-            _log_step(training, progress, _mean_over_ranks(training, losses[-training.config.log_every_steps :]), num_rows, time.monotonic() - started)
+            recent = _over_ranks(training, progress, losses[-training.config.log_every_steps :])
+            _log_step(training, progress, recent, num_rows, time.monotonic() - started)
         every = training.config.checkpoint_every_steps
         if every and progress.step % every == 0 and progress.global_batch < training.plan.num_global_batches:
-            progress.step_losses = earlier + _mean_over_ranks(training, losses)
+            progress.step_losses = earlier + _over_ranks(training, progress, losses)
             _save(training, progress, None)
-    step_losses = earlier + _mean_over_ranks(training, losses)
+    step_losses = earlier + _over_ranks(training, progress, losses)
     train_seconds = time.monotonic() - started
     scorer, metrics = validate(training)
     epoch_record = {
@@ -115,24 +117,25 @@ def train_epoch(training: Training, progress: Progress) -> Scorer:
 
 
 def train_step(training: Training, batches: list[Batch], step: int) -> Tensor:
-    """This rank's micro-batches of one global batch; returns the sum of their losses (detached), scaled so that the sum over ranks is the mean per row."""
+    """This rank's micro-batches of one global batch; returns their losses (detached) at their places among all micro-batches, zeros elsewhere,
+    scaled so that the sum over micro-batches and ranks is the mean per row."""
     engine, plan = training.engine, training.plan
     engine.model.train()
     factor = learning_rate_factor(step, training.num_steps, training.config.optimizer)
-    total = torch.zeros((), device=engine.device)
+    losses = torch.zeros(plan.num_micro_batches, device=engine.device)
     for batch in batches:
         epoch, global_batch, micro_batch = batch.place
         # Every draw of this forward pass follows from the plan, never from the rank or from what was drawn before.
         torch.manual_seed(plan.step_seed(epoch, global_batch, micro_batch))
         moved = batch.to(engine.device)
-        (scores_BU,) = engine.forward(moved)
-        loss_sum = batch_loss(training.loss, scores_BU, moved, training.train_count_N, plan.num_rows, plan.micro_batch_size)
+        output = engine.forward(moved)
+        loss_sum = batch_loss(training.loss, output, moved, training.train_count_N, plan.num_rows, plan.micro_batch_size)
         share = loss_sum / plan.num_rows_in(global_batch)
         # The engine averages over micro-batches and ranks; times their number that is the mean over the rows of the global batch.
         engine.backward(share * plan.num_micro_batches)
         engine.step(factor)
-        total += share.detach()
-    return total
+        losses[micro_batch] = share.detach()
+    return losses
 
 
 def validate(training: Training) -> tuple[Scorer, dict[str, Any]]:
@@ -140,28 +143,41 @@ def validate(training: Training) -> tuple[Scorer, dict[str, Any]]:
     engine, seat = training.engine, training.seat
     engine.model.eval()
     scorer = embed_all(engine.forward, training.stream, engine.device, engine.model.head.global_bias, seat.rank, seat.num_ranks)
-    mask_N = group_masks(training.train_count_N.cpu().numpy())["all"]
+    ranker, groups = VectorRanker.of(scorer, training.questions, training.evaluate), whole_catalogue(len(training.train_count_N))
     k = int(training.config.metric.rpartition("@")[2])
-    own = {
-        block: rank_block(scorer, training.questions, block, mask_N, (k,), training.evaluate)
-        for block in range(seat.rank, training.questions.num_blocks, seat.num_ranks)
-    }
+    own = {block: rank_block(ranker, training.questions, block, groups, k)["all"] for block in range(seat.rank, training.questions.num_blocks, seat.num_ranks)}
     gathered = [own]
     if seat.num_ranks > 1:
         gathered = [{} for _ in range(seat.num_ranks)]
         dist.all_gather_object(gathered, own)
     blocks = {block: values for part in gathered for block, values in part.items()}
-    return scorer, summarise([blocks[block] for block in sorted(blocks)])
+    return scorer, summarise(Ranked.join([blocks[block] for block in sorted(blocks)]).metrics((k,)))
 
 
-def _mean_over_ranks(training: Training, losses: list[Tensor]) -> list[float]:
-    """Each step's loss over all ranks (their sum: each rank's part is already a share of the whole)."""
+def _over_ranks(training: Training, progress: Progress, losses: list[Tensor]) -> list[float]:
+    """Each step's loss over all ranks (each rank's part is already a share of the whole); `losses` are of the last steps before `progress`.
+
+    A loss that is not finite is an InputError that names its batch. It comes before anything is saved, and only here, where losses are read anyway:
+    looking at each step's would make a GPU wait.
+    """
     if not losses:
         return []
     stacked = torch.stack(losses)
     if training.seat.num_ranks > 1:
         dist.all_reduce(stacked)
-    return stacked.tolist()
+    bad = (~stacked.isfinite()).nonzero()
+    if len(bad):
+        step, micro_batch = bad[0].tolist()  # the first: what it did to the weights makes all later ones bad
+        place = f"epoch {progress.epoch}, global batch {progress.global_batch - len(losses) + step}, micro-batch {micro_batch}"
+        error = InputError(
+            f"the loss of {place} is {stacked[step, micro_batch].item()}",
+            "a finite number",
+            "lower train.optimizer.learning_rate or raise loss.temperature, and look at the rows of this batch; training starts again from its last "
+            "checkpoint and stops after train.max_failures + 1 times",
+        )
+        logger.error("rank %d | %s", training.seat.rank, error)
+        raise error
+    return stacked.sum(dim=1).tolist()
 
 
 def _note_best(progress: Progress, metric: float | None) -> None:

@@ -12,11 +12,14 @@ import logging
 import time
 import uuid
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 
 from medley.config import Run, dump_run, make_run
+from medley.data.feature_store import read_weights
 from medley.data.prepare import PREPARED_KIND, prepared_fingerprint
 from medley.data.prepared import PreparedData
 from medley.data.tables import open_tables
@@ -28,27 +31,33 @@ from medley.manifest import (
     list_folder,
     read_bytes,
     read_json,
+    read_manifest,
     remove_folder,
-    verify_files,
     write_bytes,
     write_json,
     write_manifest,
 )
 from medley.schema import InputError
+from medley.storage import StorageError
 from medley.training.assemble import Assets, assemble_model, assemble_stream, check_model, learn_assets, make_plan
-from medley.training.checkpoint import WEIGHTS_FILE, Progress, load_matching_weights, load_weights, read_checkpoint, read_newest
-from medley.training.config import HOLDING_FIELDS
+from medley.training.blend import BlendConfig, part_folders
+from medley.training.checkpoint import WEIGHTS_FILE, Progress, load_weights, read_checkpoint, read_newest
+from medley.training.claim import claim, deciding_values, differences
+from medley.training.closed import train_closed
+from medley.training.config import GradientTrainConfig
 from medley.training.engine import DeepSpeedEngine
 from medley.training.evaluate import make_questions
+from medley.training.features import FeatureCache, read_vectors
 from medley.training.loop import Seat, Training, train
 from medley.training.report import RunLog
+from medley.training.start import Start, read_weights_of
 
 logger = logging.getLogger(__name__)
 
 RUN_KIND = "run"
 
-FOLD_IN_FIELDS = ("given_share", "fold_in_unseen_weight", "fold_in_regularization")
-"""Settings of `evaluate` that move the validation metric; where nothing is given to fold in, only the first."""
+SHOWN = ("valid", "rows_per_second", "steps_per_second", "peak_memory_megabytes", "loss", "rank", "lost", "weights", "alone")
+"""Of the best epoch's entry in the history what `fit` returns; which of them there are depends on train.kind."""
 
 
 def find_prepared(run: Run) -> PreparedData:
@@ -72,36 +81,22 @@ def _nearest_prepared(run: Run) -> str:
     for name in list_folder(run.prepared_root):
         manifest = find_manifest(join_uri(run.prepared_root, name))
         if manifest and manifest["kind"] == PREPARED_KIND:
-            changed = sorted(_differences(manifest["config"], wanted))
+            changed = sorted(differences(manifest["config"], wanted))
             return f" ('{name}' differs in {', '.join(changed[:4]) if changed else 'its tables'})"
     return ""
 
 
-def _differences(found: Any, wanted: Any, prefix: str = "") -> set[str]:
-    """Dotted keys whose values differ."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        parts = (_differences(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key) for key in {*found, *wanted})
-        return set().union(*parts)
-    return set() if found == wanted else {prefix}
-
-
 def run_fingerprint(run: Run, data: PreparedData) -> str:
     """What decides the trained model: data, model, loss, training settings, seed; not how many workers hold it."""
-    values = _deciding(dump_run(run))
+    values = deciding_values(dump_run(run))
     training = values["train"]
-    if run.train.start_from:
-        training["start_from"] = _start_manifest(run.train.start_from)["fingerprint"]
+    if isinstance(run.train, BlendConfig):
+        training["runs"] = [read_manifest(uri, RUN_KIND)["fingerprint"] for uri in part_folders(run.train, run.storage).runs]
+    elif isinstance(run.train, GradientTrainConfig) and run.train.start_from:
+        training["start_from"] = Start.find(run.train.start_from, data).manifest["fingerprint"]
+    if not isinstance(run.train, GradientTrainConfig):
+        return fingerprint(RUN_KIND, data.identity, training, values["evaluate"], run.seed)
     return fingerprint(RUN_KIND, data.identity, values["model"], values["loss"], training, values["evaluate"], run.seed)
-
-
-def _deciding(values: dict[str, Any]) -> dict[str, Any]:
-    """Of a Run's plain values those that decide what is trained and which epoch is the best."""
-    training = {key: value for key, value in values["train"].items() if key not in HOLDING_FIELDS}
-    return {
-        **{key: values[key] for key in ("data", "model", "loss", "seed")},
-        "train": training,
-        "evaluate": {key: values["evaluate"][key] for key in (FOLD_IN_FIELDS if values["evaluate"]["given_share"] else FOLD_IN_FIELDS[:1])},
-    }
 
 
 def fit(run: Run, *, fresh: bool = False) -> dict[str, Any]:
@@ -111,18 +106,16 @@ def fit(run: Run, *, fresh: bool = False) -> dict[str, Any]:
     """
     started = time.monotonic()
     data = find_prepared(run)
-    check_model(run.model, run.loss, data)
+    if isinstance(run.train, GradientTrainConfig):
+        check_model(run.model, run.loss, data)
     _check_workers(run)
     identity = run_fingerprint(run, data)
     if fresh:
         remove_folder(run.run_uri)
-    manifest = _claim(run, identity)
+    manifest = claim(run.run_uri, identity, dump_run(run))
     is_reused = manifest is not None
     if manifest is None:
-        if not exists(join_uri(run.run_uri, "assets", "done.json")):
-            _write_assets(run, learn_assets(run.model.encoders, data))
-        progress = _train_on_ray(run, data, identity)
-        manifest = _finish(run, data, identity, progress)
+        manifest = _train(run, data, identity)
     history = read_json(join_uri(run.run_uri, "history.json"))
     best = history[manifest["counts"]["best_epoch"]]
     return {
@@ -130,16 +123,37 @@ def fit(run: Run, *, fresh: bool = False) -> dict[str, Any]:
         "fingerprint": identity,
         "reused": is_reused,
         "best_epoch": manifest["counts"]["best_epoch"],
-        "valid": best["valid"],
-        "rows_per_second": round(best["rows_per_second"]),
-        "steps_per_second": round(best["steps_per_second"], 3),
-        "peak_memory_megabytes": round(best["peak_memory_megabytes"]),
+        **{key: round(best[key], 4) if isinstance(best[key], float) else best[key] for key in SHOWN if key in best},
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
+def _train(run: Run, data: PreparedData, identity: str) -> dict[str, Any]:
+    """Train a run that is not finished; returns its manifest."""
+    if not isinstance(run.train, GradientTrainConfig):
+        config = part_folders(run.train, run.storage) if isinstance(run.train, BlendConfig) else run.train
+        return train_closed(config, data, run.evaluate, run.seed, run.run_uri, RUN_KIND, identity, dump_run(run))
+    if not exists(join_uri(run.run_uri, "assets", "done.json")):
+        kept = Start.find(run.train.start_from, data).assets(run.model.encoders) if run.train.start_from else {}
+        _write_assets(run, kept | learn_assets({name: encoder for name, encoder in run.model.encoders.items() if name not in kept}, data))
+    features = feature_cache(run).find(data, read_assets_of(run.run_uri))
+    progress = _train_on_ray(run, data, identity, features)
+    return _finish(run, data, identity, progress, features)
+
+
+def feature_cache(run: Run, names: Sequence[str] | None = None, weights_of: str | None = None) -> FeatureCache:
+    """The feature cache of these encoders, by default those with `cache: true`, with the weights of a finished run, by default that of `start_from`."""
+    # Closed forms run no encoder and say nothing of how one would run.
+    train = run.gradient if isinstance(run.gradient, GradientTrainConfig) else GradientTrainConfig()
+    start = weights_of or train.start_from
+    encoders = {name: encoder for name, encoder in run.model.encoders.items() if (encoder.cache if names is None else name in names)}
+    weights = read_weights_of(start) if start and encoders else {}
+    return FeatureCache(join_uri(run.storage, "features"), encoders, weights, train, run.stream.decode_threads)
+
+
 def _check_workers(run: Run) -> None:
-    if run.train.num_micro_batches % run.train.workers:
+    workers, use_gpu = getattr(run.train, "workers", 1), getattr(run.train, "use_gpu", False)
+    if isinstance(run.train, GradientTrainConfig) and run.train.num_micro_batches % workers:
         raise InputError(
             f"train.workers={run.train.workers} and train.num_micro_batches={run.train.num_micro_batches}",
             "a number of micro-batches that the workers divide evenly",
@@ -148,7 +162,7 @@ def _check_workers(run: Run) -> None:
     import ray
 
     resources = ray.cluster_resources()
-    asked = {"CPU": run.train.workers * run.train.cpus_per_worker, "GPU": run.train.workers if run.train.use_gpu else 0}
+    asked = {"CPU": workers * run.train.cpus_per_worker, "GPU": workers if use_gpu else 0}
     for name, amount in asked.items():
         if amount > resources.get(name, 0):
             raise InputError(
@@ -156,26 +170,6 @@ def _check_workers(run: Run) -> None:
                 "no more than there is",
                 "lower train.workers or train.cpus_per_worker, or add nodes",
             )
-
-
-def _claim(run: Run, identity: str) -> dict[str, Any] | None:
-    """Make the run folder ours; returns its manifest when the same run is finished there. Another run of this name is refused."""
-    manifest, config_uri = find_manifest(run.run_uri), join_uri(run.run_uri, "config.json")
-    if exists(config_uri):
-        found = read_json(config_uri)
-        if found["fingerprint"] != identity:
-            before, now = found["run"], dump_run(run)
-            # Both: settings that a changed given_share brings into play need not have changed themselves.
-            changed = sorted(_differences(_deciding(before), _deciding(now)) & _differences(before, now))
-            raise InputError(
-                f"run '{run.name}' in '{run.storage}' was made with other {', '.join(changed[:6]) or 'data'}",
-                "the same settings and data to resume it",
-                "choose another name=, or start anew with --fresh",
-            )
-        logger.info("run %s | %s", run.name, "is finished" if manifest else "resumes")
-        return manifest
-    write_json(config_uri, {"fingerprint": identity, "run": dump_run(run)})
-    return None
 
 
 def _write_assets(run: Run, assets: Assets) -> None:
@@ -191,8 +185,11 @@ def read_assets_of(run_uri: str) -> Assets:
     return {name: {file: read_bytes(join_uri(run_uri, "assets", name, file)) for file in files} for name, files in names.items()}
 
 
-def _train_on_ray(run: Run, data: PreparedData, identity: str) -> Progress:
-    """One Ray Train run; its own storage holds nothing that we need, so it gets a new name each time and never resumes by itself."""
+def _train_on_ray(run: Run, data: PreparedData, identity: str, features: Mapping[str, str]) -> Progress:
+    """One Ray Train run; its own storage holds nothing that we need, so it gets a new name each time and never resumes by itself.
+
+    features: cached encoder → folder of its vectors.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -205,16 +202,16 @@ def _train_on_ray(run: Run, data: PreparedData, identity: str) -> Progress:
             return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
     attempt = f"{run.name}-{uuid.uuid4().hex[:8]}"
-    settings = {"run": dump_run(run), "prepared": data.uri, "identity": identity, "attempt": attempt}
+    settings = {"run": dump_run(run), "prepared": data.uri, "identity": identity, "attempt": attempt, "features": dict(features)}
     trainer = Trainer(
         train_worker,  # type: ignore[arg-type]  # ray shows type checkers its v1 classes, which v2 replaces at import
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if run.train.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=run.train.workers, use_gpu=run.train.use_gpu, resources_per_worker=_resources(run)),
+        torch_config=TorchConfig(backend="nccl" if run.gradient.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=run.gradient.workers, use_gpu=run.gradient.use_gpu, resources_per_worker=_resources(run)),
         run_config=RunConfig(
             name=attempt,
             storage_path=join_uri(run.storage, "ray"),
-            failure_config=FailureConfig(max_failures=run.train.max_failures, controller_failure_limit=2),  # type: ignore[call-arg]
+            failure_config=FailureConfig(max_failures=run.gradient.max_failures, controller_failure_limit=2),  # type: ignore[call-arg]
         ),
     )
     try:
@@ -230,12 +227,12 @@ def _train_on_ray(run: Run, data: PreparedData, identity: str) -> Progress:
 
 
 def _resources(run: Run) -> dict[str, float]:
-    return {"CPU": run.train.cpus_per_worker} | ({"GPU": 1.0} if run.train.use_gpu else {})
+    return {"CPU": run.gradient.cpus_per_worker} | ({"GPU": 1.0} if run.gradient.use_gpu else {})
 
 
-def _find_input_error(error: BaseException | None) -> InputError | None:
-    """The user's mistake inside what Ray Train raises, if that is the cause."""
-    if error is None or isinstance(error, InputError):
+def _find_input_error(error: BaseException | None) -> InputError | StorageError | None:
+    """The user's mistake, or the storage's failure, inside what Ray Train raises, if that is the cause."""
+    if error is None or isinstance(error, InputError | StorageError):
         return error
     for inner in [*getattr(error, "worker_failures", {}).values(), error.__cause__]:
         found = _find_input_error(inner)
@@ -256,37 +253,39 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     data = PreparedData.open(settings["prepared"])
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, int(run.train.cpus_per_worker)))
+        torch.set_num_threads(max(1, int(run.gradient.cpus_per_worker)))
     folder = join_uri(run.run_uri, "checkpoints")
     checkpoint = read_newest(folder)
-    model = assemble_model(run.model, data, read_assets_of(run.run_uri), run.seed, pretrained=checkpoint is None and run.train.start_from is None)
+    vectors = read_vectors(settings["features"], run.model.encoders, data) if settings["features"] else None
+    assets = read_assets_of(run.run_uri)
+    model = assemble_model(run.model, data, assets, run.seed, pretrained=checkpoint is None, vectors=vectors)
     if checkpoint is not None:
         load_weights(model, checkpoint.model.weights)
-    elif run.train.start_from is not None:
-        num_taken = load_matching_weights(model, read_weights_of(run.train.start_from))
-        logger.info("start from %s | %d weights taken over", run.train.start_from, num_taken)
-    plan = make_plan(run.train, data, run.seed)
+    elif run.gradient.start_from is not None:
+        num_taken = Start.find(run.gradient.start_from, data).fill(model, run.model.encoders, data)
+        logger.info("start from %s | %d weights taken over", run.gradient.start_from, num_taken)
+    plan = make_plan(run.gradient, data, run.seed)
     encoder_rates = {name: encoder.learning_rate for name, encoder in run.model.encoders.items()}
     engine = DeepSpeedEngine(
         model.to(device),
-        run.train.optimizer,
+        run.gradient.optimizer,
         encoder_rates,
-        run.train.engine,
-        micro_batch_size=run.train.micro_batch_size,
-        micro_batches_per_rank=run.train.num_micro_batches // seat.num_ranks,
+        run.gradient.engine,
+        micro_batch_size=run.gradient.micro_batch_size,
+        micro_batches_per_rank=run.gradient.num_micro_batches // seat.num_ranks,
         device=device,
     )
-    stream = assemble_stream(engine.model, run.model, run.loss, data, plan, run.stream)
+    stream = assemble_stream(engine.model, run.model, run.loss, data, plan, run.stream, vectors)
     log = RunLog(run.run_uri, f"{settings['attempt']}-{uuid.uuid4().hex[:4]}") if seat.rank == 0 else None
     training = Training(
         engine=engine,
         stream=stream,
         plan=plan,
         loss=run.loss,
-        config=run.train,
+        config=run.gradient,
         evaluate=run.evaluate,
         questions=make_questions(data, "valid", run.evaluate),
-        train_count_N=torch.from_numpy(data.train_count_N).to(device),
+        train_count_N=torch.from_numpy(plan.expected_count_N(data.train_count_N)).to(device),
         seat=seat,
         checkpoint_folder=folder,
         log=log,
@@ -311,41 +310,30 @@ def _quiet_worker() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 
 def _prime(training: Training) -> torch.Tensor:
     """A scalar that depends on every weight that any step's loss depends on."""
     (batch,) = next(iter(training.stream.global_batches(0, 0, training.seat.micro_batches(training.plan.num_micro_batches)[:1])))
     training.engine.model.train()
-    (scores_BU,) = training.engine.forward(batch.to(training.engine.device))
+    scores_BU = training.engine.forward(batch.to(training.engine.device))[0]
     return scores_BU.sum()
 
 
-def read_weights_of(uri: str) -> dict[str, torch.Tensor]:
-    """The weights of a finished run or search, hash verified."""
-    from safetensors.torch import load
-
-    verify_files(uri, _start_manifest(uri), prefix=WEIGHTS_FILE)
-    return load(read_bytes(join_uri(uri, WEIGHTS_FILE)))
-
-
-def _start_manifest(uri: str) -> dict[str, Any]:
-    manifest = find_manifest(uri)
-    if manifest is None or WEIGHTS_FILE not in manifest["files"]:
-        raise InputError(
-            f"'{uri}' holds {'no weights' if manifest else 'nothing finished'}", "the folder of a finished run or search", "correct train.start_from"
-        )
-    return manifest
-
-
-def _finish(run: Run, data: PreparedData, identity: str, progress: Progress) -> dict[str, Any]:
-    """Copy the best epoch's weights and scorer out of its checkpoint, then the manifest."""
+def _finish(run: Run, data: PreparedData, identity: str, progress: Progress, features: Mapping[str, str]) -> dict[str, Any]:
+    """Copy the best epoch's weights and scorer out of its checkpoint, the weights of cached encoders beside them, then the manifest."""
     assert progress.best_checkpoint is not None
     assert progress.best_epoch is not None
     folder = join_uri(run.run_uri, "checkpoints")
     read_checkpoint(folder, progress.best_checkpoint)
-    for name in (WEIGHTS_FILE, "scorer.safetensors"):
-        write_bytes(join_uri(run.run_uri, name), read_bytes(join_uri(folder, progress.best_checkpoint, name)))
+    best = {name: read_bytes(join_uri(folder, progress.best_checkpoint, name)) for name in (WEIGHTS_FILE, "scorer.safetensors")}
+    if features:
+        # Checkpoints lack the encoders that did not run; the bundle needs them for items that come later.
+        own = {f"encoders.{name}.{key}": value for name, uri in features.items() for key, value in read_weights(uri).items()}
+        best[WEIGHTS_FILE] = save(load(best[WEIGHTS_FILE]) | own)
+    for name, content in best.items():
+        write_bytes(join_uri(run.run_uri, name), content)
     write_json(join_uri(run.run_uri, "history.json"), progress.history)
     counts = {"best_epoch": progress.best_epoch, "num_steps": progress.step, "num_epochs": progress.epoch}
     files = ("assets", WEIGHTS_FILE, "scorer.safetensors", "history.json")

@@ -1,16 +1,15 @@
-"""User number, attributes and history of item vectors → one user vector.
+"""User number, attributes and history of items → one user vector.
 
-A configuration has `build(train_count_V, num_categories, dimension)`, `history_length` and `columns`; the module's forward takes user numbers,
-attribute categories, history vectors and their mask, and returns (B, dimension). To add one: write the file, add it to the unions below.
+A configuration has `build(train_count_V, num_categories, num_items, dimension)`, `history_length` and `columns`; the module's forward takes user
+numbers, attribute categories, history vectors, their item numbers and their mask, and returns fields (B, F, dimension), whose sum is the user
+vector, and a penalty per row (see `fields.py`). Histories stand oldest first, padding at the end.
+To add one: write the file, add it to the union in `sum.py`.
 """
 
 from typing import Annotated
 
 from pydantic import Field
 
-from medley.users.attributes import AttributesUserConfig
-from medley.users.history_mean import HistoryMeanUserConfig
-from medley.users.id import IdUserConfig
-from medley.users.sum import SumUserConfig
+from medley.users.sum import SumUserConfig, UserPart
 
-UserConfig = Annotated[IdUserConfig | AttributesUserConfig | HistoryMeanUserConfig | SumUserConfig, Field(discriminator="kind")]
+UserConfig = Annotated[UserPart | SumUserConfig, Field(discriminator="kind")]

@@ -7,6 +7,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from medley.users.fields import UserFields
+
 
 class AttributesUserConfig(BaseModel):
     """Categorical columns of the users table."""
@@ -21,7 +23,7 @@ class AttributesUserConfig(BaseModel):
 
     history_length: Literal[0] = 0
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], dimension: int) -> "AttributesUser":
+    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "AttributesUser":
         """num_categories: column → categories, 0 (unknown) included."""
         return AttributesUser({name: num_categories[name] for name in self.columns}, dimension, self.initial_deviation)
 
@@ -37,6 +39,9 @@ class AttributesUser(nn.Module):
             nn.init.normal_(embedding.weight, std=initial_deviation)
         self.embeddings = nn.ModuleList(embeddings)
 
-    def forward(self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_mask_BL: Tensor) -> Tensor:
-        """(B, D)."""
-        return torch.stack([embedding(attributes_B[name]) for name, embedding in zip(self.names, self.embeddings, strict=True)]).sum(dim=0)
+    def forward(
+        self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_index_BL: Tensor, history_mask_BL: Tensor
+    ) -> UserFields:
+        """One field per attribute."""
+        fields_BFD = torch.stack([embedding(attributes_B[name]) for name, embedding in zip(self.names, self.embeddings, strict=True)], dim=1)
+        return fields_BFD, fields_BFD.new_zeros(len(fields_BFD))

@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from medley.users.fields import UserFields, one_field
+
 
 class HistoryMeanUserConfig(BaseModel):
     """Users are what they had: also works for users who were not in training."""
@@ -18,7 +20,7 @@ class HistoryMeanUserConfig(BaseModel):
 
     columns: tuple[()] = ()
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], dimension: int) -> "HistoryMeanUser":
+    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "HistoryMeanUser":
         """The module."""
         return HistoryMeanUser(dimension)
 
@@ -31,8 +33,10 @@ class HistoryMeanUser(nn.Module):
         self.project = nn.Linear(dimension, dimension, bias=False)
         nn.init.eye_(self.project.weight)
 
-    def forward(self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_mask_BL: Tensor) -> Tensor:
-        """(B, D)."""
+    def forward(
+        self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_index_BL: Tensor, history_mask_BL: Tensor
+    ) -> UserFields:
+        """One field."""
         real_BL1 = history_mask_BL.unsqueeze(-1).to(history_BLD.dtype)
         mean_BD = (history_BLD * real_BL1).sum(dim=1) / real_BL1.sum(dim=1).clamp(min=1)
-        return self.project(mean_BD)
+        return one_field(self.project(mean_BD))

@@ -7,6 +7,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from medley.users.fields import UserFields, one_field
+
 
 class IdUserConfig(BaseModel):
     """One free vector per user of the training data."""
@@ -20,7 +22,7 @@ class IdUserConfig(BaseModel):
     history_length: Literal[0] = 0
     columns: tuple[()] = ()
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], dimension: int) -> "IdUser":
+    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "IdUser":
         """The module."""
         return IdUser(train_count_V, dimension, self.initial_deviation)
 
@@ -35,6 +37,8 @@ class IdUser(nn.Module):
         with torch.no_grad():
             self.embedding.weight.mul_((train_count_V > 0).unsqueeze(1))
 
-    def forward(self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_mask_BL: Tensor) -> Tensor:
-        """(B, D)."""
-        return self.embedding(user_index_B)
+    def forward(
+        self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_index_BL: Tensor, history_mask_BL: Tensor
+    ) -> UserFields:
+        """One field."""
+        return one_field(self.embedding(user_index_B))

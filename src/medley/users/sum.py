@@ -3,14 +3,28 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from medley.users.attributes import AttributesUserConfig
+from medley.users.autoencoder import AutoencoderUserConfig
+from medley.users.fields import UserFields
+from medley.users.history_attention import HistoryAttentionUserConfig
 from medley.users.history_mean import HistoryMeanUserConfig
+from medley.users.history_weighted import HistoryWeightedUserConfig
 from medley.users.id import IdUserConfig
+from medley.users.transformer import TransformerUserConfig
 
-UserPart = Annotated[IdUserConfig | AttributesUserConfig | HistoryMeanUserConfig, Field(discriminator="kind")]
+UserPart = (
+    IdUserConfig
+    | AttributesUserConfig
+    | HistoryMeanUserConfig
+    | HistoryWeightedUserConfig
+    | HistoryAttentionUserConfig
+    | TransformerUserConfig
+    | AutoencoderUserConfig
+)
 
 
 class SumUserConfig(BaseModel):
@@ -19,7 +33,7 @@ class SumUserConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["sum"] = "sum"
-    parts: tuple[UserPart, ...] = Field(min_length=1)
+    parts: tuple[Annotated[UserPart, Field(discriminator="kind")], ...] = Field(min_length=1)
     """the user models to add"""
 
     @property
@@ -32,19 +46,39 @@ class SumUserConfig(BaseModel):
         """Attribute columns of all parts."""
         return tuple(sorted({column for part in self.parts for column in part.columns}))
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], dimension: int) -> "SumUser":
+    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "SumUser":
         """The module."""
-        return SumUser([part.build(train_count_V, num_categories, dimension) for part in self.parts])
+        return SumUser([part.build(train_count_V, num_categories, num_items, dimension) for part in self.parts], [part.history_length for part in self.parts])
 
 
 class SumUser(nn.Module):
-    """Every part sees the same inputs."""
+    """Every part sees the same inputs, the history as long as it asked for."""
 
-    def __init__(self, parts: list[nn.Module]):
+    def __init__(self, parts: list[nn.Module], history_lengths: list[int]):
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        self.history_lengths = history_lengths
 
-    def forward(self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_mask_BL: Tensor) -> Tensor:
-        """(B, D)."""
-        vectors = [part(user_index_B, attributes_B, history_BLD, history_mask_BL) for part in self.parts]
-        return sum(vectors[1:], start=vectors[0])
+    def forward(
+        self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_index_BL: Tensor, history_mask_BL: Tensor
+    ) -> UserFields:
+        """The fields of all parts and the sum of their penalties."""
+        fields, penalties = [], []
+        for part, length in zip(self.parts, self.history_lengths, strict=True):
+            vectors_BLD, index_BL, mask_BL = most_recent(length, history_BLD, history_index_BL, history_mask_BL)
+            part_BFD, penalty_B = part(user_index_B, attributes_B, vectors_BLD, index_BL, mask_BL)
+            fields.append(part_BFD)
+            penalties.append(penalty_B)
+        return torch.cat(fields, dim=1), torch.stack(penalties).sum(dim=0)
+
+
+def most_recent(length: int, history_BLD: Tensor, history_index_BL: Tensor, history_mask_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The last `length` real items of each history, oldest first with padding at the end, as when the history had been cut before."""
+    if history_mask_BL.shape[1] <= length:
+        return history_BLD, history_index_BL, history_mask_BL
+    lengths_B1 = history_mask_BL.sum(dim=1, keepdim=True)
+    places_BL = (lengths_B1 - length).clamp(min=0) + torch.arange(length, device=history_mask_BL.device)
+    mask_BL = places_BL < lengths_B1
+    places_BL = places_BL.clamp(max=history_mask_BL.shape[1] - 1)
+    vectors_BLD = history_BLD.gather(1, places_BL.unsqueeze(-1).expand(-1, -1, history_BLD.shape[2]))
+    return vectors_BLD, history_index_BL.gather(1, places_BL), mask_BL

@@ -1,15 +1,12 @@
-"""Losses against numbers worked out on paper, torch's own cross entropy, and simulation."""
+"""Softmax losses against numbers worked out on paper, torch's own cross entropy, and simulation."""
 
 import math
 
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional
 
-from medley.losses import FullSoftmaxConfig, InBatchSoftmaxConfig, LossConfig, MeanSquaredErrorConfig, logq_of_batch, softmax_loss, squared_error_loss
-
-ADAPTER: TypeAdapter[LossConfig] = TypeAdapter(LossConfig)
+from medley.losses.softmax import logq_of_batch, softmax_loss
 
 
 def test_softmax_over_all_items_equals_torch_cross_entropy():
@@ -124,22 +121,7 @@ def test_corrected_in_batch_softmax_has_its_minimum_at_the_true_distribution():
     torch.testing.assert_close(logits_N.grad, torch.zeros(4, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
-def test_squared_error_is_a_weighted_sum_and_ignores_rows_of_weight_zero():
-    scores_B = torch.tensor([3.0, 5.0, float("nan")]).requires_grad_()
-    loss = squared_error_loss(scores_B, torch.tensor([4.0, 2.0, 1.0]), torch.tensor([1.0, 0.5, 0.0]))
-    loss.backward()
-    assert loss.item() == pytest.approx(1 + 0.5 * 9)
-    assert scores_B.grad.tolist() == [-2.0, 3.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("in_batch_softmax", InBatchSoftmaxConfig), ("full_softmax", FullSoftmaxConfig), ("mse", MeanSquaredErrorConfig)]
-)
-def test_kind_chooses_the_loss(kind, expected):
-    assert isinstance(ADAPTER.validate_python({"kind": kind}), expected)
-
-
-@pytest.mark.parametrize("bad", [{"kind": "hinge"}, {"kind": "mse", "temperature": 1.0}, {"kind": "full_softmax", "temperature": 0.0}])
-def test_a_loss_config_refuses_unknown_kinds_keys_and_temperatures(bad):
-    with pytest.raises(ValidationError):
-        ADAPTER.validate_python(bad)
+def test_logq_of_mixed_negatives_is_the_chance_of_either_draw():
+    # Absent with probability (1 - 1/2)^2 × (1 - 1/4) = 3/16, so present with 13/16; all items drawn uniformly are always in.
+    torch.testing.assert_close(logq_of_batch(torch.tensor([2]), 4, 2, 0.25), torch.tensor([13 / 16]).log())
+    assert logq_of_batch(torch.tensor([2, 1]), 4, 2, torch.tensor(1.0)).tolist() == [0.0, 0.0]
