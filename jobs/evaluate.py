@@ -1,4 +1,4 @@
-"""python -m jobs.evaluate CONFIG.yaml: a finished run ranked on its splits, beside popularity and the oracle where there is one."""
+"""python -m jobs.evaluate CONFIG.yaml [evaluate.against=RUN]: a finished run ranked on its splits, beside its baselines, with a report page."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,22 +9,28 @@ if TYPE_CHECKING:
 
 
 def evaluate(run: "Run") -> dict[str, Any]:
-    """Measure a run; needs a Ray session."""
+    """Measure a run and write its report; needs a Ray session. Returns split → scorer → group → metric."""
+    from medley.manifest import absolute_uri, join_uri
+    from medley.search.content import run_content
     from medley.training.compare import evaluate_run
     from medley.training.run import RUN_KIND, find_prepared
 
-    return evaluate_run(run.run_uri, RUN_KIND, find_prepared(run), run.tables_uri, run.evaluate)
+    data, against = find_prepared(run), run.evaluate.against
+    if against is not None:
+        against = absolute_uri(against) if "/" in against else join_uri(run.storage, "runs", against)
+    return evaluate_run(run.run_uri, RUN_KIND, data, run.tables_uri, run.evaluate, content=run_content(run, data), against_uri=against, seed=run.seed)
 
 
 def main() -> dict[str, Any]:
-    """Parse, evaluate, return split → scorer → group → metric."""
-    arguments = verb_parser("evaluate", "Rank the splits with a finished run and its baselines.").parse_args()
+    """Parse, evaluate, return split → scorer → group → metric, and where the page is."""
+    arguments = verb_parser("evaluate", "Rank the splits with a finished run and its baselines; write report/report.html beside the run.").parse_args()
 
     from medley.config import load_run
+    from medley.manifest import join_uri
 
     run = load_run(arguments.config, arguments.overrides)
     with run_session(run, arguments.address):
-        return {"run": run.run_uri, "metrics": evaluate(run)}
+        return {"run": run.run_uri, "metrics": evaluate(run), "report": join_uri(run.run_uri, "report", "report.html")}
 
 
 if __name__ == "__main__":

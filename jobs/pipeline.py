@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 def run_pipeline(run: "Run") -> dict[str, Any]:
     """All stages of a run; needs a Ray session. Returns each stage's result."""
     from jobs.bundle import bundle
+    from jobs.encode import encode_run
     from jobs.evaluate import evaluate
     from jobs.prepare import prepare_run
     from medley.data.convert import convert
@@ -21,6 +22,8 @@ def run_pipeline(run: "Run") -> dict[str, Any]:
     if run.convert is not None:
         results["convert"] = convert(run.convert, run.tables_uri)
     results["prepare"] = prepare_run(run)
+    if any(encoder.cache for encoder in run.model.encoders.values()):
+        results["encode"] = encode_run(run)
     if run.search.space is not None:
         results["search"] = search(run, run.search.space, resume=True)
         run = results["search"].pop("best_run")

@@ -16,7 +16,9 @@ USAGE = """python -m jobs.submit VERB CONFIG.yaml [key=value …] --address URL 
 def parser() -> argparse.ArgumentParser:
     """Arguments of `python -m jobs.submit`."""
     parser = argparse.ArgumentParser(prog="python -m jobs.submit", description=__doc__, usage=USAGE)
-    parser.add_argument("action", metavar="VERB", help="prepare, train, evaluate, bundle, score, pipeline, search; or status, logs, stop, list")
+    parser.add_argument(
+        "action", metavar="VERB", help="prepare, encode, train, evaluate, ablation, bundle, score, pipeline, doctor, search; status, logs, stop, list"
+    )
     parser.add_argument("arguments", nargs="*", help="CONFIG.yaml inside this repository and dotted.key=value settings; or the id of a job")
     parser.add_argument("--address", required=True, metavar="URL", help="the cluster's dashboard, http://HOST:8265")
     parser.add_argument("--follow", action="store_true", help="print the job's log to standard error and wait for its end")

@@ -18,6 +18,8 @@ SETTINGS = [
     "convert.num_users=30",
     "convert.clip_seconds=0.25",
     "model.encoders.audio.clip_seconds=0.25",
+    "model.encoders.image.train=frozen",
+    "model.encoders.image.cache=true",
     "train.epochs=1",
     "train.workers=1",
 ]
@@ -42,14 +44,16 @@ def first(storage: Path) -> dict[str, Any]:
 
 
 def test_every_stage_says_what_it_wrote(first: dict[str, Any], storage: Path) -> None:
-    assert list(first) == ["convert", "prepare", "train", "evaluate", "bundle"]
+    assert list(first) == ["convert", "prepare", "encode", "train", "evaluate", "bundle"]
     assert [first[stage]["reused"] for stage in ("convert", "prepare", "train")] == [False] * 3
     assert first["convert"]["tables"] == f"{storage}/tables"
     assert first["convert"]["num_items"] == 60
     assert first["prepare"]["prepared"] == f"{storage}/prepared/{first['prepare']['fingerprint']}"
+    image = first["encode"]["image"]
+    assert (image["features"], image["reused"]) == (f"{storage}/features/{image['fingerprint']}", False)
     assert first["train"]["run"] == f"{storage}/runs/tiny"
     assert set(first["evaluate"]) == {"valid", "test"}
-    assert set(first["evaluate"]["test"]) == {"model", "popularity", "oracle"}
+    assert set(first["evaluate"]["test"]) == {"model", "popularity", "content_knn", "oracle"}
     assert first["bundle"]["bundle"] == f"{storage}/bundles/tiny/{first['bundle']['fingerprint'][:12]}"
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MODULES = {verb: f"jobs.{verb}" for verb in ("prepare", "train", "evaluate", "bundle", "score", "pipeline")} | {"search": "tune.search"}
+VERBS = ("prepare", "encode", "train", "evaluate", "ablation", "bundle", "score", "pipeline", "doctor")
+MODULES = {verb: f"jobs.{verb}" for verb in VERBS} | {"search": "tune.search"}
 """Verbs that may be submitted, and the module each one runs."""
 
 RUNTIME_ENV = "cluster/runtime_env.yaml"
