@@ -440,7 +440,7 @@ def test_bounces_and_bots_are_left_out_and_counted(tmp_path: Path):
             r"2 of 5 rows of interactions are faulty \(unknown item: 1, value is NaN or infinite: 1\); for example interactions/0\.parquet row 1",
         ),
         ({"max_rows": 1}, "2 rows of interactions are faulty .*; expected 1 at most"),
-        ({"max_share_by_reason": {"unknown item": 0.1}}, "1 of 5 rows of interactions are faulty: unknown item; .*raise data.quarantine.max_share_by_reason"),
+        ({"max_share_by_reason": {"unknown item": 0.1}}, "1 of 5 rows of interactions have: unknown item; .*raise data.quarantine.max_share_by_reason"),
     ],
 )
 def test_more_faulty_rows_than_the_budget_fail_the_run(tmp_path: Path, budget: dict[str, Any], message: str):
@@ -448,6 +448,20 @@ def test_more_faulty_rows_than_the_budget_fail_the_run(tmp_path: Path, budget: d
     with pytest.raises(InputError, match=message):
         run(tmp_path, PLAIN, rows, quarantine=budget)
     assert list_folder(str(tmp_path / "prepared")) == []
+
+
+def test_values_that_cannot_be_read_count_in_the_budget_of_their_reason(tmp_path: Path):
+    items = [{"item_id": name, "image": b"no picture"} for name in "abc"]
+    rows = [event("ann", "c", split="train"), *ENDS]
+    (reason,) = {row[3] for row in quarantine(run(tmp_path / "whole", items, rows))}
+    with pytest.raises(InputError, match="3 of 3 rows of items have: .*raise data.quarantine.max_share_by_reason"):
+        run(tmp_path, items, rows, quarantine={"max_share_by_reason": {reason: 0.5}})
+
+
+def test_a_row_without_a_time_elsewhere_makes_no_leak_of_rows_at_two_times(tmp_path: Path):
+    rows = [event("ann", "a", 1, split="train"), event("ann", "a", 9, split="valid"), event("bob", "b", split="train"), *ENDS]
+    data = run(tmp_path, PLAIN, rows)
+    assert (pairs(data, "valid"), data.train.timestamps) == ([("ann", "a"), ("zoe", "a")], None)
 
 
 def test_tables_without_known_items_are_refused(tmp_path: Path):

@@ -158,7 +158,7 @@ NOTHING_HELD_OUT = np.full(4, -1, dtype=np.int8)
 
 
 def leaks(kind: str, part: list[int], users: list[int], items: list[int], times: list[int] | None, held_out: np.ndarray = NOTHING_HELD_OUT) -> None:
-    check_leaks(kind, np.array(part, dtype=np.int8), np.array(users), np.array(items), None if times is None else np.array(times), held_out)
+    check_leaks(kind, np.array(part, dtype=np.int8), np.array(users), np.array(items), np.array(times or [0] * len(part)), held_out)
 
 
 def test_splits_that_are_apart_pass_the_leak_check():

@@ -20,14 +20,19 @@ from medley.schema import ITEM_ID, ITEM_INDEX, TITLE
 SHARDS_STEP = "items"
 
 
-def write_item_shards(steps: Steps, tables: Tables, media: MediaConfig, items: ItemNumbers, stage: StagedFolder) -> dict[str, int]:
-    """`items/part-00000.arrow` … in the staged folder, one task a shard; returns the coverage: column → items that have it."""
+def write_item_shards(steps: Steps, tables: Tables, media: MediaConfig, items: ItemNumbers) -> dict[str, int]:
+    """A file for each ITEMS_PER_SHARD items, one task a shard; returns the coverage: column → items that have it."""
     firsts = range(0, items.num_items, ITEMS_PER_SHARD)
     reports = steps.run(
         SHARDS_STEP, write_shard, [(first, min(first + ITEMS_PER_SHARD, items.num_items)) for first in firsts], tables, media, items, inline=False
     )
-    steps.move(SHARDS_STEP, [f"items/part-{number:05d}.arrow" for number in range(len(firsts))], stage)
     return dict(sum((Counter(report["coverage"]) for report in reports), Counter()))
+
+
+def move_item_shards(steps: Steps, items: ItemNumbers, stage: StagedFolder) -> None:
+    """The shards to `items/part-00000.arrow` … in the staged folder."""
+    names = [f"items/part-{number:05d}.arrow" for number in range(len(range(0, items.num_items, ITEMS_PER_SHARD)))]
+    steps.move(SHARDS_STEP, names, stage)
 
 
 def write_shard(uri: str, first: int, stop: int, tables: Tables, media: MediaConfig, items: ItemNumbers) -> dict[str, Any]:

@@ -9,15 +9,16 @@ from medley.data.split import TEST, TRAIN, VALID
 from medley.schema import SPLITS, InputError
 
 
-def check_leaks(kind: str, part: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray | None, held_out_N: np.ndarray) -> None:
+def check_leaks(kind: str, part: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray, held_out_N: np.ndarray) -> None:
     """An InputError for a row whose user, item and time stand in two splits, a train row after a cut, a held-out item in the wrong split.
 
-    part: int8 as in assign_parts; users, items: numbers; times: int64 or None; all (rows,). held_out_N: the part of a held-out item, else -1.
+    part: int8 as in assign_parts; users, items: numbers; times: int64, one value where there is none; all (rows,).
+    held_out_N: the part of a held-out item, else -1.
     """
     pairs = users.astype(np.int64) * len(held_out_N) + items
-    columns = [pairs] if times is None else [pairs, times]
+    columns = [pairs, times]
     # Only rows that share a key can be twins, and few do.
-    crowded = np.flatnonzero(crowded_rows(mix(pairs.astype(np.uint64), 0 if times is None else times)))
+    crowded = np.flatnonzero(crowded_rows(mix(pairs.astype(np.uint64), times)))
     order = crowded[np.lexsort([column[crowded] for column in (part, *columns)])]
     is_twin = np.all([column[order][1:] == column[order][:-1] for column in columns], axis=0)
     shared = np.flatnonzero(is_twin & (part[order][1:] != part[order][:-1]))
@@ -33,10 +34,8 @@ def check_leaks(kind: str, part: np.ndarray, users: np.ndarray, items: np.ndarra
     is_free = held_out < 0
     _refuse((~is_free & (part != held_out)).sum(), "rows of held-out items stand in another split")
     if kind == "time":
-        assert times is not None
         check_time_order([time_range(times[is_free & (part == number)]) for number in range(len(SPLITS))])
     if kind == "last_out":
-        assert times is not None
         last = np.full(users.max(initial=-1) + 1, np.iinfo(np.int64).min)
         np.maximum.at(last, users[part == TRAIN], times[part == TRAIN])
         _refuse((is_free & (part != TRAIN) & (times < last[users])).sum(), "held-out rows are before a train row of their user")

@@ -70,9 +70,9 @@ def number_part(
     is_kept = split != LEFT_OUT
     if not is_kept.all():
         rows, split = rows.filter(pa.array(is_kept)), split[is_kept]
-    codes, items, times = arrays(rows)
+    codes, items, _ = arrays(rows)
     users = numbers[codes]
-    check_leaks(kind, split, users, items, times, held_out_N)
+    check_leaks(kind, split, users, items, sort_times(rows), held_out_N)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {USER_INDEX: pa.array(users), ITEM_INDEX: rows[ITEM_INDEX]}
     if VALUE in rows.column_names:
         transformed, _ = transform_values(pc.fill_null(rows[VALUE], np.nan).to_numpy(), values)

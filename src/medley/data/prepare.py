@@ -27,7 +27,7 @@ from medley.data.assign import assign_part, has_core, learn_core, summed
 from medley.data.base import ITEM_FACTS, PREPARED_KIND, USERS, BaseSet, base_identity, open_base
 from medley.data.behaviour import BehaviourConfig, CoreConfig
 from medley.data.interactions import EventRules, clean_piece, sum_figures
-from medley.data.item_shards import facts_schema, item_facts, write_item_shards
+from medley.data.item_shards import facts_schema, item_facts, move_item_shards, write_item_shards
 from medley.data.keep import TRAIN_TABLE, keep_part
 from medley.data.leaks import check_time_order
 from medley.data.numbering import ItemNumbers, number_items, scatter_ids
@@ -130,7 +130,7 @@ def prepare(
             except InputError:
                 remove_folder(work_uri)  # what must be corrected makes another fingerprint
                 raise
-            counts = _write_prepared(steps, tables, items, interactions, config.media, stage)
+            counts = _write_prepared(steps, tables, items, interactions, config, stage)
             parents = {"tables": tables.identity, **({"base": base.identity} if base else {})}
             manifest = stage.commit(PREPARED_KIND, identity, parents=parents, counts=counts, config={"data": config.model_dump(mode="json"), "seed": seed})
         remove_folder(work_uri)
@@ -160,7 +160,7 @@ def _prepare_interactions(
     rules = EventRules(config.events, config.target_events, config.behaviour)
     rules.check_columns(tables.interactions_schema.names)
     pieces = pieces_of(tables.interactions, rows_per_partition)
-    num_all = {name: sum(file.num_rows for file in files) for name, files in (("items", tables.items), ("interactions", tables.interactions))}
+    num_all = _num_rows(tables)
     num_base = base.num_users if base else 0
     num_parts = num_partitions(max(num_all["interactions"], num_base, sum(file.num_rows for file in tables.users)), rows_per_partition)
     parts = [(part,) for part in range(num_parts)]
@@ -223,13 +223,13 @@ def _prepare_interactions(
     return _Interactions(numbered, num_files, num_rows_of, num_base + offsets[-1], train_count_N, has_times, statistics)
 
 
-def _write_prepared(steps: Steps, tables: Tables, items: ItemNumbers, interactions: _Interactions, media: MediaConfig, stage: StagedFolder) -> dict[str, Any]:
+def _write_prepared(steps: Steps, tables: Tables, items: ItemNumbers, interactions: _Interactions, config: DataConfig, stage: StagedFolder) -> dict[str, Any]:
     """Steps 4 and 5: all files but the manifest; returns the counts."""
-    coverage = write_item_shards(steps, tables, media, items, stage)
+    coverage = write_item_shards(steps, tables, config.media, items)
+    steps.quarantine.check_budget(config.quarantine, _num_rows(tables))  # of values that cannot be read, too
     numbered, first_users = interactions.numbered, sum(interactions.num_files)
     steps.run("files", write_file, [(table,) for table in range(first_users)], numbered)
     names = [f"{split}/part-{number:05d}.parquet" for split, count in zip(SPLITS, interactions.num_files, strict=True) for number in range(count)]
-    steps.move("files", names, stage)
     write_tables(stage.path(ITEM_FACTS), item_facts(tables, items, interactions.train_count_N), facts_schema(tables))
     write_tables(stage.path(USERS), users_in_order(numbered, first_users), numbered.read(0, first_users).schema)
     quarantine = steps.quarantine
@@ -246,7 +246,15 @@ def _write_prepared(steps: Steps, tables: Tables, items: ItemNumbers, interactio
     write_json(stage.path("statistics.json"), statistics)
     for reason, count in by_reason.items():
         logger.warning("quarantine | %s | %d", reason, count)
+    # Last: what is moved, a run after an interruption could not find.
+    steps.move("files", names, stage)
+    move_item_shards(steps, items, stage)
     return {**counts, "columns": [name for name in tables.items_schema.names if name != ITEM_ID], "has_timestamps": has_times}
+
+
+def _num_rows(tables: Tables) -> dict[str, int]:
+    """Rows of the tables that have a budget."""
+    return {name: sum(file.num_rows for file in files) for name, files in (("items", tables.items), ("interactions", tables.interactions))}
 
 
 def _value_statistics(reports: Sequence[Report], config: ValuesConfig) -> dict[str, Any]:

@@ -110,8 +110,9 @@ class Quarantine:
             if config.max_rows is not None and num_bad > config.max_rows:
                 self._refuse(f"{num_bad} rows of {table} are faulty ({listed})", f"{config.max_rows} at most", "max_rows")
             for reason, share in config.max_share_by_reason.items():
-                if reasons.get(reason, 0) > share * num_all:
-                    self._refuse(f"{reasons[reason]} of {num_all} rows of {table} are faulty: {reason}", f"a share of {share} at most", "max_share_by_reason")
+                count = sum(count for (name, _, listed), count in self.counts.items() if (name, listed) == (table, reason))
+                if count > share * num_all:
+                    self._refuse(f"{count} of {num_all} rows of {table} have: {reason}", f"a share of {share} at most", "max_share_by_reason")
 
     def _refuse(self, got: str, expected: str, setting: str) -> None:
         places = [f"{row['shard']} row {row['row']} (id {row['id']!r}): {row['reason']}" for row in self._listed if row.get("shard")][:3]
