@@ -484,3 +484,24 @@ def test_synthetic_tables_are_prepared_whole(tiny_prepared: str):
     assert data.train_count_N.tolist() == np.bincount(data.train.items, minlength=120).tolist()
     assert data.train.timestamps.max() < data.interactions("valid").timestamps.min()
     assert quarantine(data) == []
+
+
+def test_bad_and_repeated_rows_of_the_users_table_are_in_quarantine(tmp_path: Path):
+    users = [{"user_id": name, "age": age} for age, name in enumerate(["ann", None, "ann", "zoe"])]
+    data = run(tmp_path, PLAIN, [event("ann", "c", split="train"), *ENDS], users)
+    assert dict(zip(data.users["user_id"].to_pylist(), data.users["age"].to_pylist(), strict=True)) == {"ann": 0, "zoe": 3}
+    repeat = "user id stands in an earlier row; the first is kept"
+    assert quarantine(data) == sorted([("users", None, "user_id", "id is empty", 1), ("users", "ann", "user_id", repeat, 1)], key=str)
+
+
+def test_a_budget_for_a_reason_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="max_share_by_reason names 'unknown itm'; expected the beginning of one of"):
+        DataConfig.model_validate({"quarantine": {"max_share_by_reason": {"unknown itm": 0.1}}})
+
+
+def test_a_half_written_folder_of_a_killed_run_is_removed(tmp_path: Path):
+    uri = write(tmp_path / "tables", PLAIN, [event("ann", name, place) for place, name in enumerate("abcdefabcdef", 1)])
+    whole = prepare(uri, str(tmp_path / "whole"), DataConfig(), seed=0)
+    (tmp_path / "out" / f"{whole['fingerprint']}.tmp-0badcafe").mkdir(parents=True)
+    prepare(uri, str(tmp_path / "out"), DataConfig(), seed=0)
+    assert list_folder(str(tmp_path / "out")) == [whole["fingerprint"]]

@@ -156,9 +156,13 @@ def test_rows_of_one_key_are_in_one_part_at_random():
 
 NOTHING_HELD_OUT = np.full(4, -1, dtype=np.int8)
 
+NO_TIME = np.iinfo(np.int64).max
+
 
 def leaks(kind: str, part: list[int], users: list[int], items: list[int], times: list[int] | None, held_out: np.ndarray = NOTHING_HELD_OUT) -> None:
-    check_leaks(kind, np.array(part, dtype=np.int8), np.array(users), np.array(items), np.array(times or [0] * len(part)), held_out)
+    check_leaks(
+        kind, np.array(part, dtype=np.int8), np.array(users), np.array(items), np.full(len(part), NO_TIME) if times is None else np.array(times), held_out
+    )
 
 
 def test_splits_that_are_apart_pass_the_leak_check():

@@ -38,12 +38,18 @@ def test_plain_ease_is_the_closed_form():
 
 def test_row_weights_denoising_scaling_and_content_enter_as_documented():
     lengths, counts = DENSE.sum(axis=1), DENSE.sum(axis=0)
-    weights = (np.maximum(lengths, 1) / lengths.mean()) ** -0.5
+    weights = (np.maximum(lengths, 1) / lengths[lengths > 0].mean()) ** -0.5
     gram = DENSE.T @ (DENSE * weights[:, None])
     content = np.full((9, 9), 0.25, dtype=np.float32)
     expected = ease_in_numpy(gram + content, 0.2 / 0.8 * np.diag(gram) + 3.0) * (counts[:, None] / counts) ** 0.15
     config = EaseConfig(regularization=3.0, user_weight_exponent=0.5, dropout=0.2, item_scaling=0.15)
     assert solve_ease(config, HISTORY, torch.from_numpy(content)).numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_users_without_interactions_change_nothing():
+    config = EaseConfig(regularization=3.0, user_weight_exponent=0.5)
+    longer = SparseRows.from_pairs(*np.nonzero(DENSE), np.ones(int(DENSE.sum())), 60, 9)
+    assert solve_ease(config, longer, None).numpy() == pytest.approx(solve_ease(config, HISTORY, None).numpy(), abs=1e-6)
 
 
 def test_vectors_of_full_width_give_the_same_scores_and_fewer_the_closest():

@@ -61,9 +61,41 @@ def test_search_fuses_ranks_as_evaluation_does_with_items_left_out():
 @pytest.mark.parametrize("by_rank", [False, True])
 def test_shares_of_the_parts_add_up_to_the_score(by_rank: bool):
     search = BlendSearch(blend := Blend(PARTS, {"first": 0.3, "second": 0.7}, by_rank))
-    shares = search.shares(blend.user_columns_VD[1], np.array([3, 8]))
+    shares = search.shares(blend.user_columns_VD[1], np.array([3, 8]), NOTHING[0])
     assert list(shares) == ["first", "second"]
-    assert (shares["first"] + shares["second"]).tolist() == pytest.approx(search.scores(blend.user_columns_VD[1], np.array([3, 8])).tolist(), abs=1e-5)
+    assert (shares["first"] + shares["second"]).tolist() == pytest.approx(
+        search.scores(blend.user_columns_VD[1], np.array([3, 8]), NOTHING[0]).tolist(), abs=1e-5
+    )
+
+
+def test_scores_and_shares_of_items_are_those_of_the_ranking_without_what_is_left_out():
+    search = BlendSearch(blend := Blend(PARTS, {"first": 0.3, "second": 0.7}, by_rank=True))
+    user_D, excluded = blend.user_columns_VD[1], np.array([2, 3, 5, 8, 13, 21, 34])
+    ((indices, scores),) = search.best(user_D[None], [50], [excluded])
+    assert search.scores(user_D, indices, excluded).tolist() == pytest.approx(scores.tolist(), abs=1e-6)
+    assert search.scores(user_D, indices, NOTHING[0]).tolist() != pytest.approx(scores.tolist(), abs=1e-6)
+    # What an item already had is worth: with it alone back in the ranking, it has the same place.
+    assert search.scores(user_D, excluded[:1], excluded).tolist() == pytest.approx(search.scores(user_D, excluded[:1], excluded[1:]).tolist(), abs=1e-6)
+
+
+def test_a_part_that_knows_nothing_of_a_user_abstains():
+    knowing, other = random_scorer(0, 3), random_scorer(1, 5)
+    nothing = Scorer(torch.zeros(4, 5), other.item_vectors_ND, torch.zeros(4), torch.zeros(50), torch.zeros(()))
+    blend = Blend({"knowing": knowing, "nothing": nothing}, {"knowing": 0.5, "nothing": 0.5}, by_rank=True)
+    alone = torch.topk(full_scores(knowing)[0], 10).indices.tolist()
+    search, user_D = BlendSearch(blend), blend.user_columns_VD[0]
+    assert search.best(user_D[None], [10], NOTHING[:1])[0][0].tolist() == alone
+    assert search.among(user_D, np.arange(50), 10)[0].tolist() == alone
+    assert search.shares(user_D, np.arange(50), NOTHING[0])["nothing"].tolist() == [0.0] * 50
+    assert torch.topk(fuse_ranks([full_scores(part) for part in blend.parts.values()], [0.5, 0.5])[0], 10).indices.tolist() == alone
+
+
+def test_the_whole_catalogue_as_candidates_is_no_restriction():
+    blend = Blend({name: random_scorer(seed, 4, num_items=900) for seed, name in enumerate("ab")}, {"a": 0.4, "b": 0.6}, by_rank=True)
+    search = BlendSearch(blend)
+    (free,) = search.best(blend.user_columns_VD[:1], [300], NOTHING[:1])
+    among = search.among(blend.user_columns_VD[0], np.arange(900), 300)
+    assert (among[0].tolist(), among[1].tolist()) == (free[0].tolist(), free[1].tolist())
 
 
 def test_a_user_gets_the_same_alone_and_beside_one_who_asks_for_more():

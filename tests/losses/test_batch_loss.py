@@ -11,7 +11,7 @@ from medley.losses import LossConfig, batch_loss
 from medley.losses.alignment import alignment_loss
 from medley.losses.pairwise import BprConfig
 from medley.losses.settings import AlignmentConfig
-from medley.losses.softmax import InBatchSoftmaxConfig
+from medley.losses.softmax import FullSoftmaxConfig, InBatchSoftmaxConfig
 from medley.schema import Batch
 
 ADAPTER: TypeAdapter[LossConfig] = TypeAdapter(LossConfig)
@@ -135,3 +135,12 @@ def test_kind_chooses_the_loss(kind: str):
 def test_a_loss_config_refuses_unknown_kinds_keys_and_values(bad: dict[str, Any]):
     with pytest.raises(ValidationError):
         ADAPTER.validate_python(bad)
+
+
+def test_full_softmax_leaves_items_that_training_does_not_see_out():
+    # Item 5 has no train rows.
+    made = batch(item_index_U=torch.tensor([0, 1, 2, 5]))
+    scores_BU = SCORES_BU.clone()
+    scores_BU[:, 3] = 50.0
+    without_B = -torch.log_softmax(scores_BU[:2, :3], dim=1)[[0, 1], [0, 1]]
+    assert loss_of(FullSoftmaxConfig(temperature=1.0), scores_BU, made).item() == pytest.approx(float(without_B[0] + 2 * without_B[1]), rel=1e-5)

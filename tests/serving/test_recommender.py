@@ -107,7 +107,7 @@ def test_evaluation_and_serving_rank_a_new_user_alike(random_bundle: str):
     for place in (0, 7, 33):
         # Asked for the item that serving puts at this place, evaluation finds it at the same place.
         item = int(served.items[place].item_id.removeprefix("item-"))
-        questions = Questions(target, ItemLists.from_pairs(target, np.array([item]), 120), history, history)
+        questions = Questions(target, ItemLists.from_pairs(target, np.array([item]), 120), history, history, bundle.items["train_count"].to_numpy())
         ranker = VectorRanker.of(scorer, questions, EvaluateConfig())
         assert rank_users(ranker, questions, whole_catalogue(300), 50)["all"].metrics((50,))["mrr@50"].tolist() == pytest.approx([1 / (place + 1)])
 

@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from medley.data.item_lists import ItemLists
 from medley.data.prepared import PreparedData
 from medley.heads.als import AlsConfig
 from medley.heads.content import ContentConfig
 from medley.heads.ease import EaseConfig
 from medley.heads.vae import VaeConfig
+from medley.index.blend import Blend
 from medley.index.scorer import Scorer
 from medley.manifest import write_manifest
 from medley.schema import InputError
 from medley.training.als import ContentPrior, HalfSolver, first_vectors, make_problem, sweep, train_als
 from medley.training.blend import BlendConfig, part_folders, train_blend
 from medley.training.ease import check_memory, train_ease
-from medley.training.evaluate import EvaluateConfig
+from medley.training.evaluate import EvaluateConfig, Questions, make_questions, rank_block
 from medley.training.rankers import ranker_of
 from medley.training.vae import rate_factor, train_vae
 from medley.training.validation import validate_scorer
@@ -144,12 +146,27 @@ def test_a_blend_leans_to_the_run_that_finds_what_validation_asks_for(tmp_path: 
 
 
 def test_a_linear_blend_ranks_by_the_sum(data: PreparedData) -> None:
-    from medley.index.blend import Blend
-    from medley.training.evaluate import make_questions
-
     blend = Blend({"a": item_scores(1, 0, 0, 0, 0), "b": item_scores(0, 1, 0, 0, 0)}, {"a": 0.5, "b": 2.0}, by_rank=False)
     ranker = ranker_of(blend, make_questions(data, "valid", EVALUATE), EVALUATE)
     assert ranker.scores(np.array([0])).tolist() == [[0.5, 2.0, 0.0, 0.0, 0.0]]
+
+
+def test_groups_of_items_are_fused_as_serving_fuses_candidates() -> None:
+    from medley.index.exact import BlendSearch
+
+    generator = torch.Generator().manual_seed(0)
+    zeros = torch.zeros(2), torch.zeros(700), torch.zeros(())
+    parts = {name: Scorer(torch.randn(2, 3, generator=generator), torch.randn(700, 3, generator=generator), *zeros) for name in "ab"}
+    blend = Blend(parts, {"a": 0.4, "b": 0.6}, by_rank=True)
+    users, excluded = np.arange(2), ItemLists.from_pairs(np.array([0, 1]), np.array([600, 3]), 2)
+    questions = Questions(users, excluded, excluded, ItemLists.from_pairs(users[:0], users[:0], 2), np.ones(700))
+    # The last items by the first part, so that none of them is among its first 200.
+    groups = {"all": np.arange(700), "cold": np.sort(torch.argsort((parts["a"].user_vectors_VD @ parts["a"].item_vectors_ND.T)[0])[:30].numpy())}
+    ranked = rank_block(ranker_of(blend, questions, EVALUATE), questions, 0, groups, 250)
+    for name, items in groups.items():
+        for user in users:
+            served = BlendSearch(blend).among(blend.user_columns_VD[user], np.setdiff1d(items, excluded.of(user)), 250)[0].tolist()
+            assert ranked[name].items_BK[user].tolist() == served + [-1] * (250 - len(served))
 
 
 def test_a_blend_of_runs_over_other_data_is_refused(tmp_path: Path, data: PreparedData) -> None:

@@ -1,5 +1,6 @@
 """Evaluation by hand: three users, five items, item 2 cold (the set is described at `hand_prepared`)."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -20,6 +21,7 @@ from medley.training.evaluate import (
     rank_users,
     rating_errors,
     summarise,
+    whole_catalogue,
 )
 from medley.training.slices import item_groups
 
@@ -98,7 +100,7 @@ def test_means_are_over_the_users_that_have_something_to_find() -> None:
 
 def test_nobody_and_no_items_can_be_ranked(data: PreparedData, scorer: Scorer) -> None:
     asked = make_questions(data, "valid", CONFIG)
-    nobody = Questions(np.zeros(0, dtype=np.int64), asked.targets, asked.excluded, asked.given)
+    nobody = Questions(np.zeros(0, dtype=np.int64), asked.targets, asked.excluded, asked.given, asked.train_count_N)
     assert summarise(values_of(scorer, nobody, np.arange(5)))["ndcg@2"] is None
     assert summarise(values_of(scorer, asked, np.arange(0)))["ndcg@2"] is None
 
@@ -148,27 +150,37 @@ def test_a_given_history_decides_the_ranking_of_a_new_user(new_user_data: Prepar
     # Items 5 and 2 point along one axis with 4; the others along another.
     item_vectors_ND = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     scorer = Scorer(torch.zeros(2, 2), item_vectors_ND, torch.zeros(2), torch.tensor([0.0, 0.1, 0.0, 0.0, 0.0, 0.0]), torch.zeros(()))
-    found = {}
-    for share in (0.0, 0.5):
-        config = EvaluateConfig(given_share=share)
-        questions = make_questions(new_user_data, "valid", config)
-        found[share] = values_of(scorer, questions, np.arange(6), ks=(1,), config=config)["ndcg@1"][1]
-    # Without a history only the bias speaks: item 1, which nobody looks for. With 5 and 2 given, item 4 scores about 2 / (2 + 0.1 × 3 + 1) = 0.6.
-    assert found == {0.0: 0.0, 0.5: 1.0}
+    config = EvaluateConfig(given_share=0.5)
+    ranked = rank_users(VectorRanker.of(scorer, questions := make_questions(new_user_data, "valid", config), config), questions, whole_catalogue(6), 1)
+    # With 5 and 2 given, item 4 scores about 2 / (2 + 0.1 × 3 + 1) = 0.6; by the bias alone it were item 1, by train counts item 0.
+    assert ranked["all"].items_BK[1].tolist() == [4]
 
 
 def test_users_folded_in_together_get_the_vectors_they_get_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     scorer = Scorer(torch.zeros(5, 3), torch.randn(6, 3, generator=generator), torch.zeros(5), torch.randn(6, generator=generator), torch.zeros(()))
     given = ItemLists.from_pairs(np.array([1, 1, 1, 3]), np.array([0, 2, 5, 4]), 5)
-    questions = Questions(np.arange(5), given, given, given)
-    columns_VD = VectorRanker.of(scorer, questions, CONFIG).user_columns_VD
+    questions = Questions(np.arange(5), given, given, given, np.ones(6))
+    columns_VD = VectorRanker.of(scorer, questions, CONFIG, torch.ones(5, dtype=torch.bool)).user_columns_VD
     items_ND = scorer.item_columns_ND
     for user in (1, 3):
         history_LD = items_ND[torch.from_numpy(given.of(user).astype(np.int64))]
         alone_D = fold_in(history_LD, items_ND.T @ items_ND, FoldInPrior.of(scorer), CONFIG.fold_in_unseen_weight, CONFIG.fold_in_regularization)
         assert columns_VD[user].tolist() == pytest.approx(alone_D.tolist(), abs=1e-6)
     assert torch.equal(columns_VD[[0, 2, 4]], scorer.user_columns_VD[[0, 2, 4]])
+
+
+def test_users_of_whom_nothing_is_known_are_ranked_by_train_counts(new_user_data: PreparedData) -> None:
+    item_vectors_ND = torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    scorer = Scorer(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), item_vectors_ND, torch.zeros(2), torch.arange(6.0), torch.zeros(()))
+    for share, is_popular in ((0.0, True), (0.5, False)):
+        config = EvaluateConfig(given_share=share)
+        scores_BN = VectorRanker.of(scorer, make_questions(new_user_data, "valid", config), config).scores(np.array([0, 1]))
+        assert (scores_BN[1].tolist() == new_user_data.train_count_N.tolist()) is is_popular
+        assert scores_BN[0].tolist() == [2.0, 1.0, 3.0, 5.0, 5.0, 6.0]
+    nothing_said = dataclasses.replace(scorer, item_vectors_ND=torch.zeros(6, 2))
+    questions = make_questions(new_user_data, "valid", EvaluateConfig())
+    assert VectorRanker.of(nothing_said, questions, EvaluateConfig()).scores(np.array([1])).tolist() == [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]
 
 
 def test_an_item_that_valid_already_held_is_no_target_of_test(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -27,7 +27,7 @@ def test_an_example_has_the_newest_items_of_the_history_and_marks_what_was_right
 def test_nobody_asked_is_nobody_shown(hand_prepared: str) -> None:
     data = PreparedData.open(hand_prepared)
     questions = make_questions(data, "valid", EvaluateConfig())
-    questions = type(questions)(questions.users[:0], questions.targets, questions.excluded, questions.given)
+    questions = type(questions)(questions.users[:0], questions.targets, questions.excluded, questions.given, questions.train_count_N)
     ranked = rank_users(VectorRanker.of(popularity_scorer(data), questions, EvaluateConfig()), questions, whole_catalogue(5), 3)["all"]
     assert make_examples(data, questions, ranked) == []
 

@@ -15,12 +15,11 @@ from medley.data.settle import KEYS_TABLE, ROWS_TABLE, USERS_TABLE, Sources, rep
 from medley.data.split import TRAIN, SplitConfig, assign_parts
 from medley.data.steps import StepFiles, Steps
 from medley.data.validate import Quarantine
-from medley.schema import ITEM_INDEX, SPLIT, SPLITS, TIMESTAMP, USER_ID
+from medley.schema import ITEM_INDEX, SPLIT, TIMESTAMP, USER_ID
 
-PART = "part"
 LEFT_OUT = -1
-PARTS_TABLE, PAIRS_TABLE, COUNTS_TABLE = 0, 1, 2
-"""tables of a part's file: PART of each row; the different train pairs; how many users each item has"""
+ASSIGNED_TABLE, PAIRS_TABLE, COUNTS_TABLE = 0, 1, 2
+"""tables of a part's file: SPLIT of each row; the different train pairs; how many users each item has"""
 
 
 def assign_part(
@@ -50,11 +49,11 @@ def assign_part(
     quarantine = Quarantine()
     left_out = bot_rows(users, times, split == TRAIN, behaviour)
     _leave_out(left_out, split, rows, settled.read(part, USERS_TABLE), sources, quarantine)
-    tables = [pa.table({PART: split})]
+    tables = [pa.table({SPLIT: split})]
     if has_pairs:
         pair_users, pair_items = distinct_pairs(users[split == TRAIN], items[split == TRAIN])
         tables += [pa.table({USER_CODE: pair_users.astype(np.int32), ITEM_INDEX: pair_items.astype(np.int32)}), sparse(pair_items)]
-    return {**write_parts(uri, tables), **_counts(split), "quarantine": quarantine.as_json()}
+    return {**write_parts(uri, tables), "quarantine": quarantine.as_json()}
 
 
 def learn_core(steps: Steps, assigned: StepFiles, num_items: int, behaviour: BehaviourConfig, core: CoreConfig) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -150,7 +149,3 @@ def summed(files: StepFiles, table: int, num_items: int) -> np.ndarray:
         counts = files.read(part, table)
         total_N[counts[ITEM_INDEX].to_numpy()] += counts["count"].to_numpy()
     return total_N
-
-
-def _counts(split: np.ndarray) -> dict[str, Any]:
-    return {"num_rows_of": [int((split == number).sum()) for number in range(len(SPLITS))]}

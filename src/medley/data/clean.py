@@ -65,12 +65,9 @@ def _is_modality(field: pa.Field) -> bool:
 
 
 def _read_rows(tables: Tables, item_rows: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """The raw rows of these items; each file's range is read once and rows that were left out are skipped."""
+    """The raw rows of these items, from the row groups that hold any of them."""
     for number in sorted({number for _, number, _ in item_rows}):
-        wanted = [row for _, file_number, row in item_rows if file_number == number]
-        places = set(wanted)
-        span = iterate_rows(tables.items[number], wanted[0], wanted[-1] + 1)
-        yield from (row for place, row in enumerate(span, start=wanted[0]) if place in places)
+        yield from iterate_rows(tables.items[number], [row for _, file_number, row in item_rows if file_number == number])
 
 
 def _holds_floats(type_: pa.DataType) -> bool:

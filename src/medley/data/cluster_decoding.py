@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,14 @@ class ClusterDecoder:
         self.cache_folder = cache_folder
         self.memory: dict[str, ReusedMemory] = {}
 
+    @cached_property
+    def preparing(self) -> "ray.ObjectRef[Any]":
+        """What tasks prepare items with, put once, so that a task process finds the preparer that it has."""
+        return ray.put(({name: without_weights(encoder) for name, encoder in self.encoders.items()}, dict(self.columns)))
+
     def decode(self, windows: Iterable[Sequence[np.ndarray]]) -> Iterator[FinishedInputs]:
         """Inputs of each micro-batch of each window, in order. windows: the items of their micro-batches."""
-        preparing = ray.put(({name: without_weights(encoder) for name, encoder in self.encoders.items()}, dict(self.columns)))
-        decode = partial(decode_window, uri=self.data.uri, files=shard_hashes(self.data), preparing=preparing, cache_folder=self.cache_folder)
+        decode = partial(decode_window, uri=self.data.uri, files=shard_hashes(self.data), preparing=self.preparing, cache_folder=self.cache_folder)
         blocks = (pa.table({ITEMS: pa.array(list(parts), pa.list_(pa.int32()))}) for parts in windows)
         for row in stream_blocks(blocks, decode, num_tasks=self.num_tasks, num_cpus=1, splits_outputs=True):
             yield self._finished(row)

@@ -62,21 +62,21 @@ def clean_piece(uri: str, piece: Piece, tables: Tables, items: ItemNumbers, rule
     table, rows = _without_bounces(table, rows, file.name, rules.behaviour.min_dwell_seconds, quarantine)
     table, rows = _weighed(table, rows, file.name, rules.events, quarantine)
     table = _with_targets(table, rules)
-    users, item_codes = _dictionary(table, USER_ID), _dictionary(table, ITEM_ID).indices.to_numpy()
+    item_codes = _dictionary(table, ITEM_ID).indices.to_numpy()
+    users, codes = _users(_dictionary(table, USER_ID))
     table = table.set_column(table.column_names.index(ITEM_ID), ITEM_INDEX, pa.array(item_numbers[item_codes]))
     table = table.drop_columns([USER_ID]).append_column(ROW, pa.array((rows - piece.first_row).astype(np.int32)))
 
-    part_of_user = partition_of(stable_hash(users.dictionary), num_parts)
+    part_of_user = partition_of(stable_hash(users), num_parts)
     order = np.argsort(part_of_user, kind="stable")
     ends = np.cumsum(np.bincount(part_of_user, minlength=num_parts))
     starts = ends - np.diff(ends, prepend=0)
     place = np.empty(len(order), dtype=np.int32)
     place[order] = np.arange(len(order)) - starts[part_of_user[order]]
-    codes = users.indices.to_numpy()
     table = table.add_column(0, USER_CODE, pa.array(place[codes]))
     parts = []
     for start, end, part in zip(starts, ends, split_rows(table, part_of_user[codes], num_parts), strict=True):
-        parts += [pa.table({USER_ID: users.dictionary.take(pa.array(order[start:end]))}), part]
+        parts += [pa.table({USER_ID: users.take(pa.array(order[start:end]))}), part]
     return {**write_parts(uri, parts), **_figures(table), "quarantine": quarantine.as_json()}
 
 
@@ -127,6 +127,14 @@ def _figures(table: pa.Table) -> dict[str, Any]:
 def _dictionary(table: pa.Table, column: str) -> pa.DictionaryArray:
     chunks = table[column].combine_chunks()
     return chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
+
+
+def _users(ids: pa.DictionaryArray) -> tuple[pa.Array, np.ndarray]:
+    """(users that have rows, place among them of each row's). Ids of quarantined rows may be megabytes long: nobody should hash them."""
+    codes = ids.indices.to_numpy()
+    is_used = np.zeros(len(ids.dictionary), dtype=bool)
+    is_used[codes] = True
+    return ids.dictionary.filter(pa.array(is_used)), (np.cumsum(is_used) - 1)[codes]
 
 
 def _with_targets(table: pa.Table, rules: EventRules) -> pa.Table:

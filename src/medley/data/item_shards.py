@@ -13,26 +13,21 @@ from medley.data.shards import ITEMS_PER_SHARD
 from medley.data.steps import Steps
 from medley.data.tables import Tables, pieces_of, read_piece
 from medley.data.validate import Quarantine
-from medley.manifest import StagedFolder, hash_file, open_storage, read_bytes, write_bytes
+from medley.manifest import hash_file, open_storage, read_bytes, write_bytes
 from medley.media import MediaConfig
 from medley.schema import ITEM_ID, ITEM_INDEX, TITLE
 
 SHARDS_STEP = "items"
 
 
-def write_item_shards(steps: Steps, tables: Tables, media: MediaConfig, items: ItemNumbers) -> dict[str, int]:
-    """A file for each ITEMS_PER_SHARD items, one task a shard; returns the coverage: column → items that have it."""
+def write_item_shards(steps: Steps, tables: Tables, media: MediaConfig, items: ItemNumbers) -> tuple[list[str], dict[str, int]]:
+    """`items/part-00000.arrow` …, one task a shard; returns their names and the coverage: column → items that have it."""
     firsts = range(0, items.num_items, ITEMS_PER_SHARD)
     reports = steps.run(
         SHARDS_STEP, write_shard, [(first, min(first + ITEMS_PER_SHARD, items.num_items)) for first in firsts], tables, media, items, inline=False
     )
-    return dict(sum((Counter(report["coverage"]) for report in reports), Counter()))
-
-
-def move_item_shards(steps: Steps, items: ItemNumbers, stage: StagedFolder) -> None:
-    """The shards to `items/part-00000.arrow` … in the staged folder."""
-    names = [f"items/part-{number:05d}.arrow" for number in range(len(range(0, items.num_items, ITEMS_PER_SHARD)))]
-    steps.move(SHARDS_STEP, names, stage)
+    names = [f"items/part-{number:05d}.arrow" for number in range(len(firsts))]
+    return names, dict(sum((Counter(report["coverage"]) for report in reports), Counter()))
 
 
 def write_shard(uri: str, first: int, stop: int, tables: Tables, media: MediaConfig, items: ItemNumbers) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medley.data.assign import LEFT_OUT, PART, PARTS_TABLE, arrays, leave_out_fallen, sort_times, sparse
+from medley.data.assign import ASSIGNED_TABLE, LEFT_OUT, arrays, leave_out_fallen, sort_times, sparse
 from medley.data.behaviour import CoreConfig
 from medley.data.leaks import time_range
 from medley.data.partitions import mix, write_parts
@@ -15,10 +15,10 @@ from medley.data.split import TRAIN
 from medley.data.steps import StepFiles
 from medley.data.validate import Quarantine
 from medley.data.values import ValuesConfig, summarise_values, transform_values
-from medley.schema import SPLITS, TIMESTAMP, USER_ID, USER_INDEX, VALUE
+from medley.schema import SPLIT, SPLITS, TIMESTAMP, USER_ID, USER_INDEX, VALUE
 
-PARTS, NUMBERS_TABLE, SAMPLE_TABLE, TRAIN_TABLE = 0, 1, 2, 3
-"""tables of a part's file: PART of each row; the number of each user; a sample of the rows; train rows of each item"""
+KEPT_TABLE, NUMBERS_TABLE, SAMPLE_TABLE, TRAIN_TABLE = 0, 1, 2, 3
+"""tables of a part's file: SPLIT of each row; the number of each user; a sample of the rows; train rows of each item"""
 
 
 def keep_part(
@@ -41,7 +41,7 @@ def keep_part(
     sample_every: one of so many rows is in the sample; 0: none.
     """
     rows, users_table = settled.read(part, ROWS_TABLE), settled.read(part, USERS_TABLE)
-    split = assigned.read(part, PARTS_TABLE)[PART].to_numpy().copy()
+    split = assigned.read(part, ASSIGNED_TABLE)[SPLIT].to_numpy().copy()
     quarantine = Quarantine()
     leave_out_fallen(rows, split, users_table, sources, *masks, core, quarantine)
     users, items, times = arrays(rows)
@@ -73,6 +73,6 @@ def keep_part(
     key = mix(mix(users_table[HASH].to_numpy()[users[seen]], items[seen]), moments)
     is_sampled = key % np.uint64(max(1, sample_every)) == 0
     seen, moments = seen[is_sampled], moments[is_sampled]
-    sample = pa.table({PART: split[seen], TIMESTAMP: moments, USER_INDEX: numbers[users[seen]]})
-    tables = [pa.table({PART: split}), pa.table({USER_INDEX: numbers}), sample, sparse(items[is_train])]
+    sample = pa.table({SPLIT: split[seen], TIMESTAMP: moments, USER_INDEX: numbers[users[seen]]})
+    tables = [pa.table({SPLIT: split}), pa.table({USER_INDEX: numbers}), sample, sparse(items[is_train])]
     return {**write_parts(uri, tables), **report, "quarantine": quarantine.as_json()}

@@ -9,36 +9,36 @@ from medley.data.split import TEST, TRAIN, VALID
 from medley.schema import SPLITS, InputError
 
 
-def check_leaks(kind: str, part: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray, held_out_N: np.ndarray) -> None:
+def check_leaks(kind: str, split: np.ndarray, users: np.ndarray, items: np.ndarray, times: np.ndarray, held_out_N: np.ndarray) -> None:
     """An InputError for a row whose user, item and time stand in two splits, a train row after a cut, a held-out item in the wrong split.
 
-    part: int8 as in assign_parts; users, items: numbers; times: int64, one value where there is none; all (rows,).
-    held_out_N: the part of a held-out item, else -1.
+    split: int8 as in assign_parts; users, items: numbers; times: int64 as sort_times gives them, so that rows without one are twins of each other
+    alone; all (rows,). held_out_N: the split of a held-out item, else -1.
     """
     pairs = users.astype(np.int64) * len(held_out_N) + items
     columns = [pairs, times]
     # Only rows that share a key can be twins, and few do.
     crowded = np.flatnonzero(crowded_rows(mix(pairs.astype(np.uint64), times)))
-    order = crowded[np.lexsort([column[crowded] for column in (part, *columns)])]
+    order = crowded[np.lexsort([column[crowded] for column in (split, *columns)])]
     is_twin = np.all([column[order][1:] == column[order][:-1] for column in columns], axis=0)
-    shared = np.flatnonzero(is_twin & (part[order][1:] != part[order][:-1]))
+    shared = np.flatnonzero(is_twin & (split[order][1:] != split[order][:-1]))
     if len(shared):
         row, other = order[shared[0]], order[shared[0] + 1]
         raise InputError(
             f"{len(shared)} interactions stand in two splits, the first (user number {users[row]}, item number {items[row]}) "
-            f"in {SPLITS[part[row]]} and {SPLITS[part[other]]}",
+            f"in {SPLITS[split[row]]} and {SPLITS[split[other]]}",
             "every user, item and time in one split",
             "remove them from one split, or set data.split.kind=time or random",
         )
     held_out = held_out_N[items]
     is_free = held_out < 0
-    _refuse((~is_free & (part != held_out)).sum(), "rows of held-out items stand in another split")
+    _refuse((~is_free & (split != held_out)).sum(), "rows of held-out items stand in another split")
     if kind == "time":
-        check_time_order([time_range(times[is_free & (part == number)]) for number in range(len(SPLITS))])
+        check_time_order([time_range(times[is_free & (split == number)]) for number in range(len(SPLITS))])
     if kind == "last_out":
         last = np.full(users.max(initial=-1) + 1, np.iinfo(np.int64).min)
-        np.maximum.at(last, users[part == TRAIN], times[part == TRAIN])
-        _refuse((is_free & (part != TRAIN) & (times < last[users])).sum(), "held-out rows are before a train row of their user")
+        np.maximum.at(last, users[split == TRAIN], times[split == TRAIN])
+        _refuse((is_free & (split != TRAIN) & (times < last[users])).sum(), "held-out rows are before a train row of their user")
 
 
 def time_range(times: np.ndarray) -> tuple[int, int]:

@@ -83,7 +83,7 @@ def number_items(steps: Steps, tables: Tables, base: BaseSet | None, split: Spli
 
 
 def scatter_ids(steps: Steps, step: str, files: Sequence[TableFile], columns: Sequence[str], num_parts: int, rows_per_partition: int) -> StepFiles:
-    """The columns of a table, of which the first is an id, in parts by its hash; rows without an id are left out."""
+    """The columns of a table, of which the first is an id, in parts by its hash. For tables of ours: every row has an id."""
     pieces = pieces_of(files, rows_per_partition)
     reports = steps.run(step, scatter_piece, [(piece,) for piece in pieces], tuple(files), tuple(columns), num_parts)
     return steps.files(step, reports)
@@ -91,8 +91,7 @@ def scatter_ids(steps: Steps, step: str, files: Sequence[TableFile], columns: Se
 
 def scatter_piece(uri: str, piece: Piece, files: Sequence[TableFile], columns: Sequence[str], num_parts: int) -> dict[str, Any]:
     """One piece's rows by part (a task)."""
-    table = read_piece(files[piece.file], piece, columns)
-    table = table.filter(pc.is_valid(table[columns[0]])).combine_chunks()
+    table = read_piece(files[piece.file], piece, columns).combine_chunks()
     part = partition_of(stable_hash(table[columns[0]].combine_chunks()), num_parts)
     return write_parts(uri, split_rows(table, part, num_parts))
 

@@ -8,16 +8,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medley.data.assign import LEFT_OUT, PART, arrays, sort_times
+from medley.data.assign import LEFT_OUT, arrays, sort_times
+from medley.data.attributes import Attributes
 from medley.data.interactions import IS_TARGET
-from medley.data.keep import NUMBERS_TABLE, PARTS, SAMPLE_TABLE
+from medley.data.keep import KEPT_TABLE, NUMBERS_TABLE, SAMPLE_TABLE
 from medley.data.leaks import check_leaks
 from medley.data.partitions import num_partitions, split_rows, write_buffer, write_parts
 from medley.data.settle import ROWS_TABLE, USERS_TABLE
 from medley.data.split import TRAIN
 from medley.data.steps import StepFiles
+from medley.data.validate import Quarantine
 from medley.data.values import ValuesConfig, centre_values, transform_values
-from medley.schema import ITEM_INDEX, PREPARED_INTERACTIONS_SCHEMA, TIMESTAMP, USER_ID, USER_INDEX, VALUE, WEIGHT
+from medley.schema import ITEM_INDEX, PREPARED_INTERACTIONS_SCHEMA, SPLIT, TIMESTAMP, USER_ID, USER_INDEX, VALUE, WEIGHT
 
 SAMPLES_PER_FILE = 1024
 """rows of a file that its bounds are estimated from: sizes are within a few per cent"""
@@ -32,7 +34,7 @@ def file_bounds(kept: StepFiles, offsets: Sequence[int], num_base: int, num_rows
     offsets: new users of the parts before each.
     """
     samples = [kept.read(part, SAMPLE_TABLE) for part in range(len(kept))]
-    split, times = (np.concatenate([sample[name].to_numpy() for sample in samples]) for name in (PART, TIMESTAMP))
+    split, times = (np.concatenate([sample[name].to_numpy() for sample in samples]) for name in (SPLIT, TIMESTAMP))
     users = np.concatenate([_shifted(sample[USER_INDEX].to_numpy(), num_base, offset) for sample, offset in zip(samples, offsets, strict=False)])
     bounds = []
     for number, num_rows in enumerate(num_rows_of):
@@ -49,7 +51,7 @@ def number_part(
     part: int,
     settled: StepFiles,
     kept: StepFiles,
-    attributes: StepFiles | None,
+    attributes: Attributes | None,
     base_users: StepFiles | None,
     offsets: Sequence[int],
     num_base: int,
@@ -65,14 +67,14 @@ def number_part(
     The file has a table for each file of each split; then the part's users of each chunk of the base's numbers, then its new ones.
     """
     rows, users_table = settled.read(part, ROWS_TABLE), settled.read(part, USERS_TABLE)
-    split = kept.read(part, PARTS)[PART].to_numpy()
+    split = kept.read(part, KEPT_TABLE)[SPLIT].to_numpy()
     numbers = _shifted(kept.read(part, NUMBERS_TABLE)[USER_INDEX].to_numpy(), num_base, offsets[part])
     is_kept = split != LEFT_OUT
     if not is_kept.all():
         rows, split = rows.filter(pa.array(is_kept)), split[is_kept]
     codes, items, _ = arrays(rows)
-    users = numbers[codes]
-    check_leaks(kind, split, users, items, sort_times(rows), held_out_N)
+    users, times = numbers[codes], sort_times(rows)
+    check_leaks(kind, split, users, items, times, held_out_N)
     columns: dict[str, pa.Array | pa.ChunkedArray] = {USER_INDEX: pa.array(users), ITEM_INDEX: rows[ITEM_INDEX]}
     if VALUE in rows.column_names:
         transformed, _ = transform_values(pc.fill_null(rows[VALUE], np.nan).to_numpy(), values)
@@ -84,14 +86,15 @@ def number_part(
     fields = ((field, columns.get(field.name)) for field in PREPARED_INTERACTIONS_SCHEMA)
     table = pa.table([pa.nulls(len(split), field.type) if column is None else column for field, column in fields], PREPARED_INTERACTIONS_SCHEMA)
     first_file = np.cumsum([0, *(len(own) + 1 for own in bounds)])
-    file, times = np.zeros(len(split), dtype=np.int32), sort_times(table)
+    file = np.zeros(len(split), dtype=np.int32)
     for number, own in enumerate(bounds):
         is_own = split == number
         file[is_own] = first_file[number] + file_of_row(times[is_own], users[is_own], own)
     tables = split_rows(table, file, int(first_file[-1]))
-    known, new = _users(part, users_table, numbers, num_base, attributes, base_users)
+    quarantine = Quarantine()
+    known, new = _users(part, users_table, numbers, num_base, attributes, base_users, quarantine)
     tables += [*split_rows(known, known[USER_INDEX].to_numpy() // rows_per_chunk, num_partitions(num_base, rows_per_chunk)), new] if base_users else [new]
-    return write_parts(uri, tables)
+    return {**write_parts(uri, tables), "quarantine": quarantine.as_json()}
 
 
 def file_of_row(times: np.ndarray, users: np.ndarray, bounds: Sequence[Bound]) -> np.ndarray:
@@ -116,7 +119,7 @@ def write_file(uri: str, table: int, numbered: StepFiles) -> dict[str, Any]:
 
 def users_in_order(numbered: StepFiles, first_table: int) -> Iterator[pa.Table]:
     """All users in order of their numbers: the base's by chunk of numbers, each from all parts, then every part's new ones."""
-    last_table = len(numbered.offsets[0]) - 2
+    last_table = numbered.num_tables(0) - 1
     for table in range(first_table, last_table):
         yield numbered.read_all(table).sort_by(USER_INDEX)
     for part in range(len(numbered)):
@@ -146,7 +149,13 @@ def _shifted(numbers: np.ndarray, num_base: int, offset: int) -> np.ndarray:
 
 
 def _users(
-    part: int, users_table: pa.Table, numbers: np.ndarray, num_base: int, attributes: StepFiles | None, base_users: StepFiles | None
+    part: int,
+    users_table: pa.Table,
+    numbers: np.ndarray,
+    num_base: int,
+    attributes: Attributes | None,
+    base_users: StepFiles | None,
+    quarantine: Quarantine,
 ) -> tuple[pa.Table, pa.Table]:
     """(the base's users, the new ones): user_index, user_id, the attributes of the users table or null; in order of their numbers."""
     is_new = numbers >= num_base
@@ -156,7 +165,7 @@ def _users(
         known = base_users.read_all(part).select([USER_INDEX, USER_ID]).sort_by(USER_INDEX)
     if attributes is None:
         return known, new
-    facts = attributes.read_all(part)
+    facts = attributes.of_part(part, quarantine)
     return _with_attributes(known, facts), _with_attributes(new, facts)
 
 

@@ -114,10 +114,11 @@ def write_buffer(uri: str, content: pa.Buffer) -> dict[str, Any]:
     return {"size_bytes": content.size, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def read_part(uri: str, offsets: Sequence[int], number: int) -> pa.Table:
+def read_part(uri: str, offsets: Sequence[int] | np.ndarray, number: int) -> pa.Table:
     """Table `number` of a file of write_parts, without reading the others."""
     filesystem, path = open_storage(uri)
     with storage_failures("read", uri), filesystem.open_input_file(path) as file:
-        file.seek(offsets[number])
-        content = read_piece(file, offsets[number + 1] - offsets[number])
+        start, stop = int(offsets[number]), int(offsets[number + 1])
+        file.seek(start)
+        content = read_piece(file, stop - start)
     return pa.ipc.open_stream(content).read_all()

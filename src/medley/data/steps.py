@@ -7,17 +7,20 @@ import posixpath
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import ray
 from ray.exceptions import RayTaskError
 
 from medley.data.partitions import read_part
 from medley.data.validate import Quarantine
-from medley.manifest import StagedFolder, exists, hash_file, join_uri, open_storage, read_json, write_bytes
+from medley.manifest import StagedFolder, exists, hash_file, join_uri, open_storage, read_bytes, write_bytes
 from medley.schema import InputError
-from medley.storage import StorageError, beside_uri, storage_failures
+from medley.storage import StorageError, beside_uri, can_rename, storage_failures
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ class Steps:
         self.work_uri = work_uri
         self.quarantine = quarantine
         self.is_inline = is_inline
+        self.has_failed_task = False
 
     def uri(self, step: str, number: int) -> str:
         """Where the file of a task stands."""
@@ -49,6 +53,7 @@ class Steps:
         started, reports, num_found = time.monotonic(), [], 0
         is_inline = inline and (self.is_inline or len(tasks) == 1)
         found = _in_this_process if is_inline else _in_ray
+        self.has_failed_task = True  # until all have ended well
         for report, is_found in found([(self.uri(step, number), function, task) for number, task in enumerate(tasks)], shared):
             if "quarantine" in report:
                 self.quarantine.merge(report.pop("quarantine"))
@@ -57,16 +62,29 @@ class Steps:
             if len(reports) % 100 == 0 or len(reports) == len(tasks):
                 seconds = time.monotonic() - started
                 logger.info("prepare | %s | %d of %d tasks, %d of them done before | %.1f s", step, len(reports), len(tasks), num_found, seconds)
+        self.has_failed_task = False
         return reports
 
-    def move(self, step: str, names: Sequence[str], stage: StagedFolder) -> None:
-        """The files of a finished step to their names in the staged folder."""
+    def place(self, step: str, names: Sequence[str], stage: StagedFolder) -> None:
+        """Give the files of a finished step their names in the staged folder; on local disk they keep the old ones too, for a run that ends before commit."""
         filesystem, root = open_storage(stage.path())
         with storage_failures("move files into", stage.path()):
             for folder in {posixpath.dirname(name) for name in names}:
                 filesystem.create_dir(posixpath.join(root, folder), recursive=True)
             for number, name in enumerate(names):
-                filesystem.move(open_storage(self.uri(step, number))[1], posixpath.join(root, name))
+                link_or_copy(filesystem, open_storage(self.uri(step, number))[1], posixpath.join(root, name))
+
+
+def link_or_copy(filesystem: pafs.FileSystem, source: str, target: str) -> None:
+    """A second name for a file, a copy on an object store; where neither is to be had (HDFS, disks without hard links) the file moves."""
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    if can_rename(filesystem):
+        filesystem.move(source, target)
+    else:
+        filesystem.copy_file(source, target)
 
 
 class StepFiles:
@@ -75,14 +93,20 @@ class StepFiles:
     def __init__(self, work_uri: str, step: str, offsets: Sequence[Sequence[int]]):
         self.work_uri = work_uri
         self.step = step
-        self.offsets = offsets
+        # One array: lists of numbers would be a large part of what every task of a later step unpacks.
+        self._offsets = np.concatenate([np.zeros(0, np.int64), *(np.asarray(own, np.int64) for own in offsets)])
+        self._first = np.cumsum([0, *(len(own) for own in offsets)])
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self._first) - 1
+
+    def num_tables(self, task: int) -> int:
+        """How many tables a task's file has."""
+        return int(self._first[task + 1] - self._first[task]) - 1
 
     def read(self, task: int, table: int) -> pa.Table:
         """One table of a task's file."""
-        return read_part(join_uri(self.work_uri, self.step, f"{task:05d}"), self.offsets[task], table)
+        return read_part(join_uri(self.work_uri, self.step, f"{task:05d}"), self._offsets[self._first[task] : self._first[task + 1]], table)
 
     def read_all(self, table: int) -> pa.Table:
         """The same table of all tasks' files, one after the other."""
@@ -114,9 +138,10 @@ def run_once(uri: str, function: Callable[..., Report], task: tuple[Any, ...], *
     filesystem, path = open_storage(uri)
     report_uri = beside_uri(uri, ".json")
     if exists(report_uri) and exists(uri):
-        report: Report = read_json(report_uri)
-        if hash_file(filesystem, path) == {name: report[name] for name in ("size_bytes", "sha256")}:
-            return report, True
+        with suppress(ValueError):  # a damaged report is written again
+            report: Report = json.loads(read_bytes(report_uri))
+            if hash_file(filesystem, path) == {name: report.get(name) for name in ("size_bytes", "sha256")}:
+                return report, True
     report = function(uri, *task, *shared)
     write_bytes(report_uri, json.dumps(report).encode())
     return report, False

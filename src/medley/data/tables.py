@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -50,6 +51,11 @@ class Tables:
     items_schema: pa.Schema
     interactions_schema: pa.Schema
     users_schema: pa.Schema | None
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Rows of each table."""
+        return {name: sum(file.num_rows for file in getattr(self, name)) for name in TABLE_NAMES}
 
 
 def open_tables(uri: str) -> Tables:
@@ -159,13 +165,14 @@ def iterate_pieces(files: tuple[TableFile, ...], columns: list[str]) -> Iterator
             first_row += num_rows
 
 
-def iterate_rows(file: TableFile, first: int, stop: int) -> Iterator[dict]:
-    """Rows first…stop of one file as dicts, one row group in memory at a time."""
+def iterate_rows(file: TableFile, rows: Sequence[int]) -> Iterator[dict]:
+    """These rows of one file, in their order, as dicts; one row group in memory at a time, and only those that hold any of them. rows: ascending."""
+    wanted = np.asarray(rows, dtype=np.int64)
     parquet, start = _open_parquet(file.uri), 0
     for group, num_rows in enumerate(file.row_group_rows):
-        if start < stop and start + num_rows > first:
-            piece = _read_group(parquet, file.uri, group, file.schema)
-            yield from piece.slice(max(0, first - start), min(stop, start + num_rows) - max(first, start)).to_pylist()
+        own = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + num_rows)]
+        if len(own):
+            yield from _read_group(parquet, file.uri, group, file.schema).take(pa.array(own - start)).to_pylist()
         start += num_rows
 
 

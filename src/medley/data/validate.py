@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from medley.schema import DWELL_SECONDS, ITEM_ID, QUARANTINE_SCHEMA, TIMESTAMP, USER_ID, VALUE, InputError
 
@@ -17,6 +17,34 @@ MAX_ROWS_PER_REASON = 1000
 """rows of one table, column and reason that stand in quarantine.parquet one by one; the others are one row that counts them"""
 LATEST_MICROSECONDS = 4_102_444_800_000_000
 """2100-01-01 UTC; a fixed moment, not today, so that the same tables are always prepared to the same bytes"""
+
+REASONS = (
+    "id is empty",
+    "id is longer than",
+    "id is no UTF-8",
+    "id holds a NUL character",
+    "item id stands in an earlier row",
+    "user id stands in an earlier row",
+    "unknown item",
+    "value is NaN or infinite",
+    "time is 1970-01-01 00:00 or before",
+    "time is in or after the year 2100",
+    "dwell time is",
+    "event kind has no weight",
+    "equal to an earlier row",
+    "contradicts another row",
+    "user has more than",
+    "user is not in the core",
+    "item is not in the core",
+    "item that one user had",
+    "text is empty",
+    "vector holds",
+    "image",
+    "audio",
+    "none of JPEG, PNG, WebP",
+    "decoder",
+)
+"""how the reasons of all steps begin"""
 
 Fault = tuple[str, str, Callable[[pa.ChunkedArray | pa.Array], pa.ChunkedArray | pa.Array]]
 """(column, reason, function of the column → bool, True where it is bad; null counts as good). Of a dictionary column it sees the dictionary, and a null."""
@@ -32,7 +60,16 @@ class QuarantineConfig(BaseModel):
     max_rows: int | None = Field(default=None, ge=0)
     """largest number of rows of a table left out as faulty; null: no limit"""
     max_share_by_reason: dict[str, float] = Field(default_factory=dict)
-    """largest share of a table's rows for single reasons, named as in quarantine.parquet"""
+    """largest share of a table's rows for single reasons, of rows left out and of values that count as missing: the beginning of what
+    quarantine.parquet calls them, where figures are not compared; `text is empty`, `image` for all faults of images"""
+
+    @field_validator("max_share_by_reason")
+    @classmethod
+    def _check_reasons(cls, shares: dict[str, float]) -> dict[str, float]:
+        for named in shares:
+            if not any(_begins(reason, named) or _begins(named, reason) for reason in REASONS):
+                raise ValueError(f"data.quarantine.max_share_by_reason names '{named}'; expected the beginning of one of {', '.join(REASONS)}; correct it")
+        return shares
 
 
 class Quarantine:
@@ -62,7 +99,7 @@ class Quarantine:
     def report_missing(self, rows: Iterable[dict[str, Any]]) -> None:
         """Values that count as missing while their row is kept: dicts of QUARANTINE_SCHEMA, where shard and row may be absent."""
         for row in rows:
-            self.counts[row["table"], row["column"], re.sub(r"\d", "#", row["reason"])] += row["num_rows"]
+            self.counts[row["table"], row["column"], _without_figures(row["reason"])] += row["num_rows"]
             self._list(row)
 
     def as_json(self) -> list[Any]:
@@ -80,7 +117,7 @@ class Quarantine:
             self.faults[tuple(key)] += count
 
     def _list(self, row: dict[str, Any]) -> None:
-        key = (row["table"], row["column"], re.sub(r"\d", "#", row["reason"]) if "shard" not in row else row["reason"])
+        key = (row["table"], row["column"], _without_figures(row["reason"]) if "shard" not in row else row["reason"])
         if self._num_listed[key] < MAX_ROWS_PER_REASON:
             self._listed.append(row)
             self._num_listed[key] += 1
@@ -106,16 +143,20 @@ class Quarantine:
             reasons = {reason: count for (name, reason), count in self.faults.items() if name == table}
             num_bad, listed = sum(reasons.values()), ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
             if num_bad > config.max_share * num_all:
-                self._refuse(f"{num_bad} of {num_all} rows of {table} are faulty ({listed})", f"a share of {config.max_share} at most", "max_share")
+                self._refuse(f"{num_bad} of {num_all} rows of {table} are faulty ({listed})", f"a share of {config.max_share} at most", "max_share", table)
             if config.max_rows is not None and num_bad > config.max_rows:
-                self._refuse(f"{num_bad} rows of {table} are faulty ({listed})", f"{config.max_rows} at most", "max_rows")
-            for reason, share in config.max_share_by_reason.items():
-                count = sum(count for (name, _, listed), count in self.counts.items() if (name, listed) == (table, reason))
-                if count > share * num_all:
-                    self._refuse(f"{count} of {num_all} rows of {table} have: {reason}", f"a share of {share} at most", "max_share_by_reason")
+                self._refuse(f"{num_bad} rows of {table} are faulty ({listed})", f"{config.max_rows} at most", "max_rows", table)
+            for named, share in config.max_share_by_reason.items():
+                num_named = sum(count for (name, _, reason), count in self.counts.items() if name == table and _begins(reason, named))
+                if num_named > share * num_all:
+                    got = f"{num_named} of {num_all} rows of {table} have: {named}"
+                    self._refuse(got, f"a share of {share} at most", "max_share_by_reason", table, named)
 
-    def _refuse(self, got: str, expected: str, setting: str) -> None:
-        places = [f"{row['shard']} row {row['row']} (id {row['id']!r}): {row['reason']}" for row in self._listed if row.get("shard")][:3]
+    def _refuse(self, got: str, expected: str, setting: str, table: str, named: str = "") -> None:
+        rows = [row for row in self._listed if row["table"] == table and _begins(row["reason"], named)][:3]
+        places = [
+            f"{row['shard']} row {row['row']} (id {row['id']!r}): {row['reason']}" if row.get("shard") else f"id {row['id']!r}: {row['reason']}" for row in rows
+        ]
         raise InputError(f"{got}; for example {'; '.join(places)}", expected, f"correct the tables, or raise data.quarantine.{setting}")
 
 
@@ -130,6 +171,11 @@ def check_interactions(piece: pa.Table, shard: str, first_row: int, is_known_ite
 def check_item_ids(piece: pa.Table, shard: str, first_row: int, quarantine: Quarantine) -> tuple[pa.Table, np.ndarray]:
     """The rows with usable item ids, and their row numbers in the shard."""
     return _keep_good(piece, shard, first_row, "items", _id_faults(ITEM_ID), quarantine)
+
+
+def check_user_ids(piece: pa.Table, shard: str, first_row: int, quarantine: Quarantine) -> tuple[pa.Table, np.ndarray]:
+    """The rows of a users table with usable ids, and their row numbers in the shard."""
+    return _keep_good(piece, shard, first_row, "users", _id_faults(USER_ID), quarantine)
 
 
 def readable_ids(ids: pa.Array | pa.ChunkedArray) -> list[str | None]:
@@ -183,6 +229,14 @@ def _interaction_faults(is_known_item: np.ndarray, columns: list[str]) -> Iterat
     if DWELL_SECONDS in columns:
         reason = "dwell time is negative, NaN or infinite"
         yield DWELL_SECONDS, reason, lambda seconds: pc.or_(pc.invert(pc.is_finite(seconds)), pc.less(seconds, 0))
+
+
+def _without_figures(reason: str) -> str:
+    return re.sub(r"\d", "#", reason)
+
+
+def _begins(reason: str, beginning: str) -> bool:
+    return _without_figures(reason).startswith(_without_figures(beginning))
 
 
 def _is_no_utf8(ids: pa.ChunkedArray | pa.Array) -> pa.Array:

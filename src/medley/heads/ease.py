@@ -50,7 +50,7 @@ def solve_ease(config: EaseConfig, history: SparseRows, content_NN: Tensor | Non
     history: users × items, values 1. content_NN: what is added to G. With P = (G + Λ)⁻¹: Bᵢⱼ = −Pᵢⱼ / Pⱼⱼ (Steck 2019, equation 8).
     """
     length_V = history.lengths.float()
-    weight_V = (length_V.clamp(min=1) / length_V.mean()) ** -config.user_weight_exponent
+    weight_V = (length_V.clamp(min=1) / length_V[length_V > 0].mean()) ** -config.user_weight_exponent
     system_NN = history.scale_rows(weight_V.sqrt()).gram()
     ridge_N = config.dropout / (1 - config.dropout) * system_NN.diagonal() + config.regularization
     if content_NN is not None:

@@ -25,7 +25,7 @@ class Blend:
     """Parts over the same users and items. A user's columns are those of all parts behind one another (vector, then the 1 that meets the bias).
 
     Linear: score = Σ weight × score of the part. By rank: Σ weight × ln((RANK_OFFSET + candidates) / (RANK_OFFSET + place)) over the parts that
-    have the item among their candidates, place from 0 among the items that are not left out.
+    have the item among their candidates, place from 0 among the items that are not left out. A part whose candidates all score the same abstains.
     """
 
     parts: dict[str, Scorer]
@@ -71,6 +71,12 @@ class Blend:
         """Users of whom any part knows something."""
         return torch.stack([part.user_vectors_VD.any(dim=1) for part in self.parts.values()]).any(dim=0)
 
+    @property
+    def is_telling_N(self) -> Tensor:
+        """Items that say something of who had them: those with a direction in any part; the vectors of a popularity model have none."""
+        vectors = (part.item_vectors_ND if part.history_vectors_ND is None else part.history_vectors_ND for part in self.parts.values())
+        return torch.stack([vectors_ND.any(dim=1) for vectors_ND in vectors]).any(dim=0)
+
     def save(self, uri: str) -> None:
         """Write all parts as one safetensors file."""
         tensors = {f"{number}/{name}/{field}": value for number, (name, part) in enumerate(self.parts.items()) for field, value in part.tensors().items()}
@@ -100,11 +106,25 @@ def rank_gain(place: int | Tensor, num_candidates: int) -> Tensor:
     return (math.log(RANK_OFFSET + num_candidates) - torch.log(RANK_OFFSET + place)).clamp(min=0)
 
 
+def place_gains(scores_BN: Tensor, num_candidates: int = NUM_CANDIDATES) -> Tensor:
+    """What one part's places are worth, (B, N) float64: `rank_gain` of its best items, -inf for the others. Items of score -inf have no place.
+
+    A part whose candidates of a user all score the same knows nothing of the user: 0, so that the order of the items' indices decides nothing.
+    """
+    best_BK, items_BK = rank(scores_BN, min(num_candidates, scores_BN.shape[1]))
+    is_found_BK = items_BK >= 0
+    differs_B1 = (is_found_BK & (best_BK != best_BK[:, :1])).any(dim=1, keepdim=True)
+    gain_BK = torch.where(differs_B1, rank_gain(torch.arange(items_BK.shape[1]), num_candidates), 0.0).masked_fill(~is_found_BK, -torch.inf)
+    gains_BN = torch.full(scores_BN.shape, -torch.inf, dtype=torch.float64)
+    return gains_BN.scatter_reduce_(1, items_BK.clamp(min=0), gain_BK, "amax")
+
+
 def fuse_ranks(scores: Sequence[Tensor], weights: Sequence[float], num_candidates: int = NUM_CANDIDATES) -> Tensor:
     """Fused scores (B, N) float32 of parts' scores (B, N), in which -inf items have no place; items that no part retrieves are -inf."""
     fused_BN = torch.zeros(scores[0].shape, dtype=torch.float64)
+    is_candidate_BN = torch.zeros(scores[0].shape, dtype=torch.bool)
     for scores_BN, weight in zip(scores, weights, strict=True):
-        _, items_BK = rank(scores_BN, min(num_candidates, scores_BN.shape[1]))
-        gain_K = weight * rank_gain(torch.arange(items_BK.shape[1]), num_candidates)
-        fused_BN.scatter_add_(1, items_BK.clamp(min=0), torch.where(items_BK >= 0, gain_K, 0.0))
-    return fused_BN.masked_fill(fused_BN == 0, -torch.inf).float()
+        gains_BN = place_gains(scores_BN, num_candidates)
+        is_candidate_BN |= gains_BN > -torch.inf
+        fused_BN += weight * gains_BN.clamp(min=0)
+    return fused_BN.masked_fill(~is_candidate_BN, -torch.inf).float()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medley.index.blend import NUM_CANDIDATES, Blend, rank_gain
+from medley.index.blend import NUM_CANDIDATES, Blend, fuse_ranks, rank_gain
 from medley.index.search import top_k
 
 SPARE_RESULTS = 32
@@ -41,10 +41,15 @@ class ExactSearch:
         columns_KD = self._item_columns_ND[torch.from_numpy(indices)].numpy().astype(np.float64)
         return (columns_KD * user_D.numpy().astype(np.float64)).sum(axis=1).astype(np.float32)
 
-    def places(self, user_D: Tensor, indices: np.ndarray) -> np.ndarray:
-        """Place of some items in the whole catalogue, from 0."""
-        scores_N = self._item_columns_ND @ user_D
-        return np.array([int((scores_N > scores_N[index]).sum()) for index in indices.tolist()], dtype=np.int64)
+    def gains(self, user_D: Tensor, indices: np.ndarray, excluded: np.ndarray, num_candidates: int) -> np.ndarray:
+        """`rank_gain` of some items by their places among the catalogue without the excluded ones, float64; an excluded item has the place that it
+        would have there. 0 past the candidates, and for all where the candidates score the same (`place_gains`)."""
+        ((best, best_scores),) = self.best(user_D[None], num_candidates, [excluded])
+        if not (best_scores != best_scores[:1]).any():
+            return np.zeros(len(indices))
+        own = self.scores(user_D, indices)[:, None]
+        places = ((best_scores > own) | ((best_scores == own) & (best < indices[:, None]))).sum(axis=1)
+        return rank_gain(torch.from_numpy(places), num_candidates).numpy()
 
     def _find(self, users_BD: Tensor, k: int, excluded: Sequence[np.ndarray]) -> list[np.ndarray]:
         """For each user the indices of a few more items than k, its k best in exact arithmetic surely among them."""
@@ -81,36 +86,39 @@ class BlendSearch:
         num_candidates = [max(NUM_CANDIDATES, k) for k in ks]
         parts = zip(self._parts, users_BD.split(self._widths, dim=1), strict=True)
         by_part = [search.best(part_BD, max(num_candidates), excluded) for search, part_BD in parts]
-        return [self._fuse([indices[:n] for indices, _ in lists], n, k) for n, k, *lists in zip(num_candidates, ks, *by_part, strict=True)]
+        return [self._fuse([(indices[:n], scores[:n]) for indices, scores in lists], n, k) for n, k, *lists in zip(num_candidates, ks, *by_part, strict=True)]
 
     def among(self, user_D: Tensor, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of some items; by rank, places are those among them."""
+        """The k best of some items; by rank, each part retrieves its candidates out of them, places are those among them."""
         if self._joined is not None:
             return self._joined.among(user_D, indices, k)
-        num_candidates = max(NUM_CANDIDATES, len(indices))
-        lists = [search.among(part_D, indices, len(indices))[0] for search, part_D in zip(self._parts, user_D.split(self._widths), strict=True)]
+        num_candidates = max(NUM_CANDIDATES, k)
+        lists = [search.among(part_D, indices, num_candidates) for search, part_D in zip(self._parts, user_D.split(self._widths), strict=True)]
         return self._fuse(lists, num_candidates, k)
 
-    def scores(self, user_D: Tensor, indices: np.ndarray) -> np.ndarray:
-        """Scores of some items, float32; by rank, of their places in the whole catalogue, items already had included."""
+    def scores(self, user_D: Tensor, indices: np.ndarray, excluded: np.ndarray) -> np.ndarray:
+        """Scores of some items, float32, as `best` gives them for up to NUM_CANDIDATES results; excluded: what it leaves out."""
         if self._joined is not None:
             return self._joined.scores(user_D, indices)
-        return np.sum(list(self.shares(user_D, indices).values()), axis=0).astype(np.float32)
+        return np.sum(list(self.shares(user_D, indices, excluded).values()), axis=0).astype(np.float32)
 
-    def shares(self, user_D: Tensor, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def shares(self, user_D: Tensor, indices: np.ndarray, excluded: np.ndarray) -> dict[str, np.ndarray]:
         """Part → what it adds to the scores of some items."""
         if not self._parts:
-            return {self._names[0]: self.scores(user_D, indices)}
+            return {self._names[0]: self.scores(user_D, indices, excluded)}
         by_part = zip(self._names, self._weights, self._parts, user_D.split(self._widths), strict=True)
         if self._by_rank:
-            return {name: weight * rank_gain(torch.from_numpy(part.places(part_D, indices)), NUM_CANDIDATES).numpy() for name, weight, part, part_D in by_part}
+            return {name: weight * part.gains(part_D, indices, excluded, NUM_CANDIDATES) for name, weight, part, part_D in by_part}
         return {name: part.scores(part_D, indices) for name, _, part, part_D in by_part}
 
-    def _fuse(self, lists: Sequence[np.ndarray], num_candidates: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        indices = np.unique(np.concatenate(lists))
-        fused = np.zeros(len(indices))
-        for weight, own in zip(self._weights, lists, strict=True):
-            fused[np.searchsorted(indices, own)] += weight * rank_gain(torch.arange(len(own)), num_candidates).numpy()
-        scores = fused.astype(np.float32)
-        order = np.lexsort((indices, -scores))[:k]
-        return indices[order], scores[order]
+    def _fuse(self, lists: Sequence[tuple[np.ndarray, np.ndarray]], num_candidates: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """lists: indices and scores of each part's candidates."""
+        indices = np.unique(np.concatenate([own for own, _ in lists]))
+        if not len(indices):
+            return indices, np.zeros(0, dtype=np.float32)
+        by_part = torch.full((len(lists), 1, len(indices)), -torch.inf)
+        for scores_1C, (own, scores) in zip(by_part, lists, strict=True):
+            scores_1C[0, np.searchsorted(indices, own)] = torch.from_numpy(scores)
+        fused = fuse_ranks(list(by_part), self._weights, num_candidates)[0].numpy()
+        order = np.lexsort((indices, -fused))[:k]
+        return indices[order], fused[order]

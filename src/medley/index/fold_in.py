@@ -67,15 +67,15 @@ class FoldIn:
         """unseen_weight, regularization: those of `fold_in`."""
         self._settings = unseen_weight, regularization
         self._parts = list(blend.parts.values())
+        self._is_telling_N = blend.is_telling_N
         self._columns = [part.item_columns_ND for part in self._parts]
         is_solved = [part.history_vectors_ND is None for part in self._parts]
         self._gram = [columns_ND.T @ columns_ND if solved else None for columns_ND, solved in zip(self._columns, is_solved, strict=True)]
         self._prior = [FoldInPrior.of(part) if solved else None for part, solved in zip(self._parts, is_solved, strict=True)]
 
     def knows(self, history_L: Tensor) -> bool:
-        """Whether any of these items has a direction: items without one (the vectors of a popularity model) say nothing about a taste."""
-        vectors = (part.item_vectors_ND if part.history_vectors_ND is None else part.history_vectors_ND for part in self._parts)
-        return any(bool(vectors_ND[history_L].any()) for vectors_ND in vectors)
+        """Whether any of these items says something about a taste."""
+        return bool(self._is_telling_N[history_L].any())
 
     def columns(self, history_L: Tensor) -> Tensor:
         """User columns, (D,) float32, of all parts behind one another. history_L: int64 item indices."""

@@ -40,7 +40,9 @@ def _row_losses(config: LossConfig, scores_BU: Tensor, batch: Batch, train_count
     if config.kind == "mse":
         return squared_error_loss(scores_BU.gather(1, target_position_B[:, None]).squeeze(1), batch.value_B, row_weight_B)
     if config.kind == "full_softmax":
-        return softmax_loss(scores_BU, target_position_B, row_weight_B, temperature=config.temperature)
+        # Items that training does not see are no negatives: pushing them down would let the split into training.
+        cold_mask_BU = (train_count_N[batch.item_index_U] == 0).expand_as(scores_BU)
+        return softmax_loss(scores_BU, target_position_B, row_weight_B, temperature=config.temperature, excluded_mask_BU=cold_mask_BU)
     if config.kind == "in_batch_softmax":
         return _in_batch_softmax(config, scores_BU, batch, train_count_N, num_interactions, micro_batch_size)
     assert batch.uniform_negative_mask_U is not None

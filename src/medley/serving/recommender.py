@@ -172,20 +172,21 @@ class Recommender:
         return [self._answer(plan, of_row.get(row)) for row, plan in enumerate(plans)]
 
     def score(self, user_id: str | None, item_ids: Sequence[str], history: Sequence[str] = ()) -> list[float]:
-        """Scores of these items in their order, on the scale of `recommend`'s source for this user and history.
+        """Scores of these items in their order, as `recommend` gives them for this user and history (a blend by rank: for a k up to 200); an item
+        already had gets what its place would be worth.
 
         An unknown item, or a user of whom neither a vector nor a history says anything, is an UnknownIdError.
         """
-        indices, user_vector_D, offset = self._ask(user_id, item_ids, history)
-        return [float(score) + offset for score in self._search.scores(user_vector_D, indices)]
+        indices, user_vector_D, offset, had = self._ask(user_id, item_ids, history)
+        return [float(score) + offset for score in self._search.scores(user_vector_D, indices, had)]
 
     def shares(self, user_id: str | None, item_ids: Sequence[str], history: Sequence[str] = ()) -> dict[str, list[float]]:
         """Part of the blend → what it adds to the score of each item (its weighted score, or by rank its weighted place); refuses as `score` does."""
-        indices, user_vector_D, _ = self._ask(user_id, item_ids, history)
-        return {name: values.tolist() for name, values in self._search.shares(user_vector_D, indices).items()}
+        indices, user_vector_D, _, had = self._ask(user_id, item_ids, history)
+        return {name: values.tolist() for name, values in self._search.shares(user_vector_D, indices, had).items()}
 
-    def _ask(self, user_id: str | None, item_ids: Sequence[str], history: Sequence[str]) -> tuple[np.ndarray, Tensor, float]:
-        """Item indices, the user's vector and offset; what the bundle does not know is an UnknownIdError."""
+    def _ask(self, user_id: str | None, item_ids: Sequence[str], history: Sequence[str]) -> tuple[np.ndarray, Tensor, float, np.ndarray]:
+        """Item indices, the user's vector and offset, and the items already had; what the bundle does not know is an UnknownIdError."""
         indices = np.array([self._index_of(item_id) for item_id in item_ids], dtype=np.int64)
         history_indices, _ = self._indices(history)
         _, user_vector_D, offset = self._user(user_id, history_indices)
@@ -195,7 +196,7 @@ class Recommender:
                 "a user of the bundle, or a history with at least one of its items",
                 "send a history, or ask for popular items with recommend",
             )
-        return indices, user_vector_D, offset
+        return indices, user_vector_D, offset, self._had(user_id, history_indices)
 
     def similar(self, item_id: str, k: int = 10) -> list[RankedItem]:
         """The k items (1 to 1000) whose vectors have the highest cosine with this item's, itself left out."""
@@ -213,8 +214,7 @@ class Recommender:
         candidates, unknown_candidates = self._indices(query.candidates or ())
         source, user_vector_D, offset = self._user(query.user_id, history)
         if not query.include_seen:
-            seen = self._seen.of(self._user_index[query.user_id]) if query.user_id in self._user_index else ()
-            excluded = np.unique(np.concatenate([excluded, history, np.asarray(seen, dtype=np.int64)]))
+            excluded = np.union1d(excluded, self._had(query.user_id, history))
         return _Plan(
             query=query,
             source=source,
@@ -224,6 +224,11 @@ class Recommender:
             candidates=None if query.candidates is None else np.setdiff1d(candidates, excluded),
             unknown_items=list(dict.fromkeys([*unknown, *unknown_excluded, *unknown_candidates])),
         )
+
+    def _had(self, user_id: str | None, history: np.ndarray) -> np.ndarray:
+        """Items of the history and of what the bundle knows of the user, int64."""
+        seen = self._seen.of(self._user_index[user_id]) if user_id in self._user_index else ()
+        return np.union1d(history, np.asarray(seen, dtype=np.int64))
 
     def _user(self, user_id: str | None, history: np.ndarray) -> tuple[Source, Tensor | None, float]:
         """Where the knowledge of this user comes from, their float32 vector (bias column included) and what adds to every score."""

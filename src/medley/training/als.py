@@ -48,7 +48,7 @@ def train_als(config: AlsConfig, data: PreparedData, evaluate: EvaluateConfig, s
     """
     check_content(config.content, data)
     if config.content:
-        check_memory(data.num_items)
+        check_memory(data.num_items, what="als with content")
     problem = make_problem(config, data)
     prior = ContentPrior(content_gram(config.content, data), data.train_count_N, config.content_regularization) if config.content else None
     history: list[dict[str, Any]] = []

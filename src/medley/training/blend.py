@@ -11,16 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from medley.data.prepared import PreparedData
-from medley.index.blend import NUM_CANDIDATES, Blend, rank_gain
+from medley.index.blend import Blend, place_gains
 from medley.index.scorer import Scorer
-from medley.index.search import rank
 from medley.manifest import join_uri
 from medley.metrics.ranking import mean_over_users, ranking_metrics
 from medley.schema import InputError
 from medley.training.compare import read_run
-from medley.training.evaluate import EvaluateConfig, Questions, Ranker, make_questions
-from medley.training.rankers import ranker_of
-from medley.training.validation import validate_scorer
+from medley.training.evaluate import EvaluateConfig, Questions, Ranker, VectorRanker, known_users
+from medley.training.validation import even_sample, validate_scorer, validation_questions
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +26,8 @@ MAX_FIT_USERS = 20_000
 """Validation users, evenly spread, that the weights are fitted on: more would not move them and would not fit into memory."""
 STEPS = (0.2, 0.1, 0.05)
 """Shares that the fit moves between parts, coarse to fine."""
+MISSING = -1e9
+"""Gain that puts a place without a candidate behind all candidates."""
 
 
 class BlendConfig(BaseModel):
@@ -83,14 +83,14 @@ def read_parts(runs: Sequence[str], data: PreparedData) -> dict[str, Scorer]:
 
 def _deviation(part: Scorer) -> float:
     """Mean deviation of a user's scores over the items, of an even sample of users."""
-    users = torch.arange(min(256, len(part.user_vectors_VD))) * len(part.user_vectors_VD) // min(256, len(part.user_vectors_VD))
+    users = torch.from_numpy(even_sample(len(part.user_vectors_VD), 256))
     deviation = float((part.user_columns_VD[users] @ part.item_columns_ND.T).std(dim=1).mean())
     return max(deviation, 1e-12)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the parts say of each user's candidates: gains_PBC (parts, users, candidates; 0 past the last), relevant_BC bool, num_relevant_B."""
+    """What the parts say of each user's candidates: gains_PBC (parts, users, candidates; MISSING past the last), relevant_BC bool, num_relevant_B."""
 
     gains_PBC: Tensor
     relevant_BC: Tensor
@@ -106,9 +106,8 @@ class Candidates:
 
 def fit_shares(blend: Blend, data: PreparedData, evaluate: EvaluateConfig, metric: str) -> list[float]:
     """Shares (sum 1) of the parts, in steps of 0.05: from equal ones, the move of a share to a part that helps most, until none does."""
-    questions = make_questions(data, "valid", evaluate)
-    sample = np.arange(min(MAX_FIT_USERS, len(questions.users))) * len(questions.users) // min(MAX_FIT_USERS, len(questions.users))
-    found = gather_candidates(blend, questions, questions.users[sample], evaluate)
+    questions = validation_questions(data, evaluate, MAX_FIT_USERS)
+    found = gather_candidates(blend, questions, questions.users, evaluate)
     num_parts = len(blend.parts)
     shares = [1 / num_parts] * num_parts
     best = found.metric(shares, metric)
@@ -129,35 +128,33 @@ def fit_shares(blend: Blend, data: PreparedData, evaluate: EvaluateConfig, metri
 
 
 def gather_candidates(blend: Blend, questions: Questions, users: np.ndarray, evaluate: EvaluateConfig) -> Candidates:
-    """The union of the parts' best NUM_CANDIDATES items of each user, with each part's gain by rank, or its scaled score."""
-    rankers = [ranker_of(part, questions, evaluate) for part in blend.parts.values()]
+    """The union of the parts' best items of each user, with each part's gain by rank, or its scaled score."""
+    is_known_V = known_users(blend, questions)
+    rankers = [VectorRanker.of(part, questions, evaluate, is_known_V) for part in blend.parts.values()]
     blocks = [_block_candidates(rankers, blend, questions, users[start : start + 256]) for start in range(0, len(users), 256)]
     width = max(gains.shape[2] for gains, _, _ in blocks)
-    padded = [torch.nn.functional.pad(gains, (0, width - gains.shape[2]), value=0.0 if blend.by_rank else -1e9) for gains, _, _ in blocks]
+    padded = [torch.nn.functional.pad(gains, (0, width - gains.shape[2]), value=MISSING) for gains, _, _ in blocks]
     relevant = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for _, part, _ in blocks]
     return Candidates(torch.cat(padded, dim=1), torch.cat(relevant), torch.cat([count for _, _, count in blocks]))
 
 
 def _block_candidates(rankers: Sequence[Ranker], blend: Blend, questions: Questions, users: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    rows, items = (torch.from_numpy(part.astype(np.int64)) for part in questions.excluded.pairs(users))
+    excluded, targets = (tuple(torch.from_numpy(part.astype(np.int64)) for part in lists.pairs(users)) for lists in (questions.excluded, questions.targets))
     gains, is_candidate_BN = [], None
     for ranker, scale in zip(rankers, blend.weights.values(), strict=True):
         scores_BN = ranker.scores(users)
-        scores_BN[rows, items] = -torch.inf
-        _, items_BK = rank(scores_BN, min(NUM_CANDIDATES, scores_BN.shape[1]))
-        gain_BK = torch.where(items_BK >= 0, rank_gain(torch.arange(items_BK.shape[1]), NUM_CANDIDATES).float(), 0.0)
-        by_rank_BN = torch.zeros_like(scores_BN).scatter_add_(1, items_BK.clamp(min=0), gain_BK)
-        is_candidate_BN = by_rank_BN > 0 if is_candidate_BN is None else is_candidate_BN | (by_rank_BN > 0)
-        gains.append(by_rank_BN if blend.by_rank else scale * scores_BN)
+        scores_BN[excluded] = -torch.inf
+        gains_BN = place_gains(scores_BN)
+        is_own_BN = gains_BN > -torch.inf
+        is_candidate_BN = is_own_BN if is_candidate_BN is None else is_candidate_BN | is_own_BN
+        gains.append(gains_BN.clamp(min=0).float() if blend.by_rank else scale * scores_BN)
     assert is_candidate_BN is not None
-    relevant_BN = torch.zeros(is_candidate_BN.shape, dtype=torch.bool)
-    targets = tuple(torch.from_numpy(part.astype(np.int64)) for part in questions.targets.pairs(users))
+    relevant_BN = torch.zeros_like(is_candidate_BN)
     relevant_BN[targets] = True
     width = int(is_candidate_BN.sum(dim=1).max())
     candidates_BC = torch.sort(is_candidate_BN.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :width]
     real_BC = is_candidate_BN.gather(1, candidates_BC)
-    missing = 0.0 if blend.by_rank else -1e9
-    gains_PBC = torch.stack([gain_BN.gather(1, candidates_BC).masked_fill(~real_BC, missing) for gain_BN in gains])
+    gains_PBC = torch.stack([gain_BN.gather(1, candidates_BC).masked_fill(~real_BC, MISSING) for gain_BN in gains])
     return gains_PBC, relevant_BN.gather(1, candidates_BC) & real_BC, relevant_BN.sum(dim=1)
 
 

@@ -24,6 +24,7 @@ from medley.schema import InputError
 from medley.training.baselines import ContentKnn, oracle_scorer, popularity_scorer, unit_vectors
 from medley.training.evaluate import (
     EvaluateConfig,
+    FusedRanker,
     Questions,
     Ranked,
     Ranker,
@@ -93,7 +94,7 @@ def evaluate_run(
     examples: dict[str, list[Example]] = {}
     for split in config.splits:
         questions = make_questions(data, split, config)
-        rankers: dict[str, Ranker] = {name: ranker_of(scorer, questions, config) for name, scorer in scorers.items()}
+        rankers: dict[str, Ranker | FusedRanker] = {name: ranker_of(scorer, questions, config) for name, scorer in scorers.items()}
         if has_vectors:
             rankers["content_knn"] = ContentKnn.of(units_ND, data, questions.given, config.content_neighbours)
         ranked = rank_all(rankers, questions, groups, max(config.ks))
@@ -166,7 +167,7 @@ def read_run(run_uri: str, run_kind: str, data: PreparedData) -> tuple[dict[str,
 
 
 def rank_all(
-    rankers: Mapping[str, Ranker], questions: Questions, groups: dict[str, np.ndarray], k: int, min_scores: int = SCORES_WORTH_THE_CLUSTER
+    rankers: Mapping[str, Ranker | FusedRanker], questions: Questions, groups: dict[str, np.ndarray], k: int, min_scores: int = SCORES_WORTH_THE_CLUSTER
 ) -> dict[str, dict[str, Ranked]]:
     """scorer → item group → the best items: in this process, or with min_scores or more in Ray tasks, one per scorer and block of users."""
     num_scores = len(rankers) * len(questions.users) * len(groups["all"])

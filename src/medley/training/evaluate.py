@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medley.data.item_lists import ItemLists
 from medley.data.prepared import Interactions, PreparedData
-from medley.index.blend import Blend
+from medley.index.blend import NUM_CANDIDATES, Blend, fuse_ranks
 from medley.index.fold_in import REGULARIZATION, UNSEEN_WEIGHT, FoldIn
 from medley.index.scorer import Scorer
 from medley.index.search import rank
@@ -59,12 +59,16 @@ class EvaluateConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Questions:
-    """Whom to rank for: users (rows), what each should find, what is left out of the ranking, and histories of users to fold in."""
+    """Whom to rank for: users (rows), what each should find, what is left out of the ranking, and histories of users to fold in.
+
+    train_count_N: what users of whom the model knows nothing are ranked by, as in serving.
+    """
 
     users: np.ndarray
     targets: ItemLists
     excluded: ItemLists
     given: ItemLists
+    train_count_N: np.ndarray
 
     @property
     def num_blocks(self) -> int:
@@ -85,14 +89,19 @@ class Ranker(Protocol):
 
 @dataclass(frozen=True)
 class VectorRanker:
-    """Ranks by a product of columns: vectors, and the item bias against a 1."""
+    """Ranks by a product of columns: vectors, and the item bias against a 1; train counts against a 1 for users of whom nothing is known."""
 
     user_columns_VD: Tensor
     item_columns_ND: Tensor
 
     @classmethod
-    def of(cls, scorer: Scorer, questions: Questions, config: EvaluateConfig) -> Self:
-        """Trained users' vectors; for users with given items their fold-in, as serving does it for users outside training."""
+    def of(cls, scorer: Scorer, questions: Questions, config: EvaluateConfig, is_known_V: Tensor | None = None) -> Self:
+        """Trained users' vectors; for users with given items their fold-in, for users of whom nothing is known the train counts, as serving does it.
+
+        is_known_V: `known_users` of the blend that the scorer is a part of; None: it stands alone.
+        """
+        if is_known_V is None:
+            is_known_V = known_users(Blend.of(scorer), questions)
         user_columns_VD, item_columns_ND = scorer.user_columns_VD, scorer.item_columns_ND
         new_users = np.flatnonzero(questions.given.lengths)
         if len(new_users) and scorer.item_vectors_ND.any():
@@ -103,11 +112,33 @@ class VectorRanker:
                 users = new_users[start : start + USERS_PER_BLOCK]
                 histories = [torch.from_numpy(questions.given.of(user).astype(np.int64)) for user in users]
                 user_columns_VD[torch.from_numpy(users)] = fold_in.columns_of_many(histories)
+        if not is_known_V.all():
+            user_columns_VD[~is_known_V] = 0
+            user_columns_VD = torch.cat([user_columns_VD, (~is_known_V)[:, None].float()], dim=1)
+            item_columns_ND = torch.cat([item_columns_ND, torch.from_numpy(questions.train_count_N).float()[:, None]], dim=1)
         return cls(user_columns_VD, item_columns_ND)
 
     def scores(self, users: np.ndarray) -> Tensor:
         """(B, N) float32."""
         return self.user_columns_VD[torch.from_numpy(users.astype(np.int64))] @ self.item_columns_ND.T
+
+
+@dataclass(frozen=True)
+class FusedRanker:
+    """Fused places, as serving fuses them: each part ranks the items that are asked about, those left out of the ranking not among them."""
+
+    parts: Sequence[Ranker]
+    weights: Sequence[float]
+
+
+def known_users(blend: Blend, questions: Questions) -> Tensor:
+    """(V,) bool: users that were trained or have given items that say something. Everybody where no item does: popularity ranks as it is."""
+    is_telling_N = blend.is_telling_N
+    if not is_telling_N.any():
+        return torch.ones(len(blend.is_trained_V), dtype=torch.bool)
+    rows, items = _places(questions.given, np.flatnonzero(questions.given.lengths))
+    new_users = torch.from_numpy(np.flatnonzero(questions.given.lengths))
+    return blend.is_trained_V.index_fill(0, new_users[rows[is_telling_N[items]]], True)
 
 
 @dataclass(frozen=True)
@@ -129,12 +160,14 @@ class Ranked:
         return {name: values_B.numpy() for name, values_B in ranking_metrics(self.relevant_BK, self.num_relevant_B, ks).items()}
 
 
-def rank_block(ranker: Ranker, questions: Questions, block: int, groups: Mapping[str, np.ndarray], k: int) -> dict[str, Ranked]:
+def rank_block(ranker: Ranker | FusedRanker, questions: Questions, block: int, groups: Mapping[str, np.ndarray], k: int) -> dict[str, Ranked]:
     """Group → the k best of its items for each user of a block; the relevant ones are those of the group. groups: name → item indices, ascending."""
     users = questions.block(block)
-    scores_BN = ranker.scores(users)
-    num_items = scores_BN.shape[1]
-    scores_BN[_places(questions.excluded, users)] = -torch.inf
+    parts, weights = (ranker.parts, ranker.weights) if isinstance(ranker, FusedRanker) else ([ranker], None)
+    scores = [part.scores(users) for part in parts]
+    num_items = scores[0].shape[1]
+    for scores_BN in scores:
+        scores_BN[_places(questions.excluded, users)] = -torch.inf
     rows, targets = _places(questions.targets, users)
     relevant_BN = torch.zeros(len(users), num_items, dtype=torch.bool)
     relevant_BN[rows, targets] = True
@@ -142,17 +175,19 @@ def rank_block(ranker: Ranker, questions: Questions, block: int, groups: Mapping
     for name, items in groups.items():
         items_G, is_in_N = torch.tensor(items), torch.zeros(num_items, dtype=torch.bool)
         is_in_N[items_G] = True
+        asked = scores if len(items) == num_items else [scores_BN[:, items_G] for scores_BN in scores]
+        scores_BG = asked[0] if weights is None or not len(items) else fuse_ranks(asked, weights, max(NUM_CANDIDATES, k))
         if len(items) == num_items:
-            items_BK = rank(scores_BN, k)[1]
+            items_BK = rank(scores_BG, k)[1]
         else:
-            places_BK = rank(scores_BN[:, items_G], k)[1]
+            places_BK = rank(scores_BG, k)[1]
             items_BK = torch.where(places_BK >= 0, items_G[places_BK.clamp(min=0)], -1) if len(items) else places_BK
         found_BK = relevant_BN.gather(1, items_BK.clamp(min=0)) & (items_BK >= 0)
         ranked[name] = Ranked(items_BK, found_BK, torch.bincount(rows[is_in_N[targets]], minlength=len(users)))
     return ranked
 
 
-def rank_users(ranker: Ranker, questions: Questions, groups: Mapping[str, np.ndarray], k: int) -> dict[str, Ranked]:
+def rank_users(ranker: Ranker | FusedRanker, questions: Questions, groups: Mapping[str, np.ndarray], k: int) -> dict[str, Ranked]:
     """All blocks, in this process: group → the k best of its items for each of the questions' users."""
     blocks = [rank_block(ranker, questions, block, groups, k) for block in range(questions.num_blocks)]
     return {name: Ranked.join([block[name] for block in blocks]) for name in groups}
@@ -191,7 +226,7 @@ def make_questions(data: PreparedData, split: str, config: EvaluateConfig) -> Qu
         targets = ItemLists.from_pairs(rows[~is_given], items[~is_given], data.num_users)
         known_rows, known_items = excluded.pairs(all_users)
         excluded = ItemLists.from_pairs(np.concatenate([known_rows, given_users]), np.concatenate([known_items, given_items]), data.num_users)
-    return Questions(np.flatnonzero(targets.lengths), targets, excluded, given)
+    return Questions(np.flatnonzero(targets.lengths), targets, excluded, given, data.train_count_N)
 
 
 def _given(part: Interactions, targets: ItemLists, is_new_V: np.ndarray, given_share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medley.index.blend import Blend, fuse_ranks
+from medley.index.blend import Blend
 from medley.index.scorer import Scorer
-from medley.training.evaluate import EvaluateConfig, Questions, Ranker, VectorRanker
+from medley.training.evaluate import EvaluateConfig, FusedRanker, Questions, Ranker, VectorRanker, known_users
 
 
 @dataclass(frozen=True)
@@ -24,26 +24,10 @@ class LinearRanker:
         return torch.stack([part.scores(users) * weight for part, weight in zip(self.parts, self.weights, strict=True)]).sum(dim=0)
 
 
-@dataclass(frozen=True)
-class FusedRanker:
-    """Fused places, as serving fuses them: each part ranks the items that the question does not leave out."""
-
-    parts: Sequence[Ranker]
-    weights: Sequence[float]
-    questions: Questions
-
-    def scores(self, users: np.ndarray) -> Tensor:
-        """(B, N) float32, -inf for items that no part retrieves."""
-        rows, items = (torch.from_numpy(part.astype(np.int64)) for part in self.questions.excluded.pairs(users))
-        by_part = [part.scores(users) for part in self.parts]
-        for scores_BN in by_part:
-            scores_BN[rows, items] = -torch.inf
-        return fuse_ranks(by_part, self.weights)
-
-
-def ranker_of(scorer: Scorer | Blend, questions: Questions, config: EvaluateConfig) -> Ranker:
+def ranker_of(scorer: Scorer | Blend, questions: Questions, config: EvaluateConfig) -> Ranker | FusedRanker:
     """The ranker of whatever a run ends in."""
     if isinstance(scorer, Scorer):
         return VectorRanker.of(scorer, questions, config)
-    parts, weights = [VectorRanker.of(part, questions, config) for part in scorer.parts.values()], list(scorer.weights.values())
-    return FusedRanker(parts, weights, questions) if scorer.by_rank else LinearRanker(parts, weights)
+    is_known_V, weights = known_users(scorer, questions), list(scorer.weights.values())
+    parts = [VectorRanker.of(part, questions, config, is_known_V) for part in scorer.parts.values()]
+    return FusedRanker(parts, weights) if scorer.by_rank else LinearRanker(parts, weights)

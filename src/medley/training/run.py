@@ -144,7 +144,7 @@ def _train(run: Run, data: PreparedData, identity: str) -> dict[str, Any]:
 def feature_cache(run: Run, names: Sequence[str] | None = None, weights_of: str | None = None) -> FeatureCache:
     """The feature cache of these encoders, by default those with `cache: true`, with the weights of a finished run, by default that of `start_from`."""
     # Closed forms run no encoder and say nothing of how one would run.
-    train = run.gradient if isinstance(run.gradient, GradientTrainConfig) else GradientTrainConfig()
+    train = run.train if isinstance(run.train, GradientTrainConfig) else GradientTrainConfig()
     start = weights_of or train.start_from
     encoders = {name: encoder for name, encoder in run.model.encoders.items() if (encoder.cache if names is None else name in names)}
     weights = read_weights_of(start) if start and encoders else {}
