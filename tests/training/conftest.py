@@ -1,9 +1,11 @@
 """One finished run of the tiny data, shared by the tests that only look at it."""
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from medley.config import Run, make_run
 
@@ -53,3 +55,17 @@ def finished_run(ray_session: None, tiny_run: TinyRun) -> tuple[Run, dict[str, A
 
     run = tiny_run("base", checkpoint_every_steps=10, keep_checkpoints=20)
     return run, fit(run)
+
+
+@pytest.fixture(scope="package")
+def process_group() -> Iterator[None]:
+    """A world of one, as Ray Train would make it. One for all tests: DeepSpeed keeps the first that it sees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+        yield
+        torch.distributed.destroy_process_group()

@@ -1,8 +1,6 @@
 """Engines: the arithmetic of a step, state by name in and out; DeepSpeed in one process over a gloo group of its own. No Ray."""
 
-import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -69,20 +67,6 @@ def torch_engine(model: nn.Module) -> TorchEngine:
 def deepspeed_engine(model: nn.Module, precision: str = "fp32", stage: int = 2) -> DeepSpeedEngine:
     config = EngineConfig(zero_stage=stage, precision=precision)
     return DeepSpeedEngine(model, OPTIMIZER, {}, config, micro_batch_size=4, micro_batches_per_rank=MICRO_BATCHES, device=CPU)
-
-
-@pytest.fixture(scope="module")
-def process_group() -> Iterator[None]:
-    """A world of one, as Ray Train would make it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        patch.setitem(os.environ, "DS_ACCELERATOR", "cpu")
-        torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-        yield
-        torch.distributed.destroy_process_group()
 
 
 def test_a_restored_torch_engine_goes_on_bit_by_bit() -> None:

@@ -1,7 +1,6 @@
 """Estimates of memory: formulas by hand, activations of a known network, and estimates beside measured peaks of the real engine."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -130,17 +129,6 @@ def measured_and_estimated(precision: str, stage: int, num_ranks: int) -> tuple[
             engine.step(1.0)
     foretold = estimate(size, stage, "none", is_bf16=precision == "bf16", num_ranks=num_ranks, bucket_elements=10_000, activation_bytes=activations)
     return live.peak, foretold.peak
-
-
-@pytest.fixture(scope="module")
-def process_group() -> Iterator[None]:
-    """A world of one, as Ray Train would make it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
-        yield
-        torch.distributed.destroy_process_group()
 
 
 def free_port() -> int:
