@@ -90,7 +90,7 @@ class Batch:
     """One micro-batch: B interactions, the U unique items they and the histories name, each prepared once.
 
     user_index_B: int64. item_position_B: int64, place of the row's item among U. row_weight_B: float32, 0 for padding rows.
-    value_B: float32, the rating or strength (0 where the data have none). item_index_U: int64.
+    value_B: float32, the rating or strength (NaN where the data have none). item_index_U: int64.
     inputs: modality -> input name -> tensor over the P items that have it, or over one dummy row when none has.
     present_mask_U: modality -> bool. known_positive_mask_BU: the user has this item in train (the row's own item included).
     history_position_BL: int64, places among U; history_mask_BL: bool. `place` says where in the plan this micro-batch stands.

@@ -56,7 +56,7 @@ def main() -> None:
     figures = {"speed_vs_irspack": statistics.median(ratios)} if ratios else {}
     detail: dict[str, Any] = {
         "quartiles": statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios,
-        "seconds_to_goal": to_goal,
+        "seconds_to_goal": {name: [seconds if np.isfinite(seconds) else None for seconds in of] for name, of in to_goal.items()},
         "best_ndcg20": {name: max(float(ndcg.max()) for _, ndcg in of) for name, of in found.items() if of},
         "seconds_of_all_epochs": {name: statistics.median(float(seconds[-1]) for seconds, _ in of) for name, of in found.items() if of},
         "two_workers_largest_difference": difference_of_two_workers(train),

@@ -15,6 +15,13 @@ def test_squared_error_is_a_weighted_sum_and_ignores_rows_of_weight_zero():
     assert scores_B.grad.tolist() == [-2.0, 3.0, 0.0]
 
 
+def test_a_row_without_a_rating_is_no_rating_of_zero():
+    scores_B = torch.tensor([3.0, 5.0]).requires_grad_()
+    loss = squared_error_loss(scores_B, torch.tensor([4.0, float("nan")]), torch.ones(2))
+    loss.backward()
+    assert (loss.item(), scores_B.grad.tolist()) == (1.0, [-2.0, 0.0])
+
+
 def test_binary_cross_entropy_is_the_own_item_against_the_mean_of_its_negatives():
     scores_BU = torch.tensor([[2.0, 1.0, -1.0, 5.0], [0.5, 3.0, 0.0, 0.0]])
     negative_mask_BU = torch.tensor([[False, True, True, False], [True, False, False, False]])

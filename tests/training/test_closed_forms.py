@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from medley.data.item_lists import ItemLists
 from medley.data.prepared import PreparedData
@@ -183,3 +184,14 @@ def test_weights_for_another_number_of_runs_are_refused(tmp_path: Path, data: Pr
 
 def test_names_of_runs_are_folders_of_the_same_storage() -> None:
     assert part_folders(BlendConfig(runs=("a", "s3://other/runs/b")), "/out").runs == ("/out/runs/a", "s3://other/runs/b")
+
+
+def test_weights_of_a_blend_are_shares() -> None:
+    for weights in ((0.0, 0.0), (-0.5, 1.5), (float("nan"), 1.0)):
+        with pytest.raises(ValidationError, match="weights"):
+            BlendConfig(runs=("a", "b"), weights=weights)
+
+
+def test_content_that_describes_no_item_is_refused() -> None:
+    with pytest.raises(InputError, match=r"train\.content describes no item"):
+        ContentPrior(torch.zeros(3, 3), np.array([1, 0, 2]), 1.0)

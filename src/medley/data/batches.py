@@ -167,7 +167,7 @@ class BatchMaker:
         negatives = self.uniform_negatives(*place[:2])
         item_index_U = self.everything_N if self.whole_catalogue else self._items_in(rows, negatives).astype(np.int64)
         weights = train.weights[rows]
-        values = np.nan_to_num(train.values[rows])
+        values = train.values[rows]
         histories = self.histories.before_rows(rows, users) if self.histories is not None else []
         if len(rows) == 0:  # one padding row of weight 0
             users, items, weights, values = np.zeros(1, dtype=np.int64), item_index_U[:1], np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.float32)

@@ -21,7 +21,7 @@ class BinaryCrossEntropyConfig(LossSettings):
 
 
 class MeanSquaredErrorConfig(LossSettings):
-    """Squared error of explicit ratings."""
+    """Squared error of explicit ratings; interactions without one are left out."""
 
     kind: Literal["mse"] = "mse"
 
@@ -40,6 +40,6 @@ def bce_loss(scores_BU: Tensor, target_position_B: Tensor, row_weight_B: Tensor,
 
 
 def squared_error_loss(scores_B: Tensor, value_B: Tensor, row_weight_B: Tensor) -> Tensor:
-    """Sum over rows of weight × (score - value)²; rows of weight 0 add exactly 0, whatever their score or value."""
-    error_B = (scores_B.float() - value_B).masked_fill(row_weight_B == 0, 0.0)
+    """Sum over rows of weight × (score - value)²; rows without a value (NaN) or of weight 0 add exactly 0, whatever their score."""
+    error_B = (scores_B.float() - value_B).masked_fill(value_B.isnan() | (row_weight_B == 0), 0.0)
     return (error_B.square() * row_weight_B).sum()

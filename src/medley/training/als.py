@@ -210,6 +210,8 @@ class ContentPrior:
 
     def __init__(self, cosines_NN: Tensor | None, train_count_N: np.ndarray, regularization: float):
         assert cosines_NN is not None
+        if not cosines_NN.diagonal().max() > 0:
+            raise InputError("train.content describes no item: its columns are empty, or the same for all", "content that differs", "correct train.content")
         self._warm = torch.from_numpy(np.flatnonzero(train_count_N))
         self._cold = torch.from_numpy(np.flatnonzero(train_count_N == 0))
         self._cosines = cosines_NN[:, self._warm] / cosines_NN.diagonal().max()

@@ -3,17 +3,17 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from medley.data.prepared import PreparedData
 from medley.index.blend import Blend, place_gains
 from medley.index.scorer import Scorer
-from medley.manifest import join_uri
+from medley.manifest import absolute_uri, join_uri
 from medley.metrics.ranking import mean_over_users, ranking_metrics
 from medley.schema import InputError
 from medley.training.compare import read_run
@@ -40,12 +40,19 @@ class BlendConfig(BaseModel):
     """names of runs in the same storage, or their folders"""
     how: Literal["rank", "linear"] = "rank"
     """rank: each part retrieves candidates, their places are fused (parts may score in any way); linear: scores, brought to one scale, are added"""
-    weights: tuple[float, ...] | None = None
-    """share of each run; null: fitted on validation"""
+    weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
+    """share of each run, not all 0; null: fitted on validation"""
     metric: str = Field(default="ndcg@20", pattern=r"^(ndcg|recall)@[1-9]\d*$")
     """validation metric that the weights are fitted to"""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs of the one process that fits them"""
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is not None and sum(weights) == 0:
+            raise ValueError("a weight above 0")
+        return weights
 
 
 def train_blend(config: BlendConfig, data: PreparedData, evaluate: EvaluateConfig, seed: int) -> tuple[Blend, list[dict[str, Any]]]:
@@ -160,4 +167,4 @@ def _block_candidates(rankers: Sequence[Ranker], blend: Blend, questions: Questi
 
 def part_folders(config: BlendConfig, storage: str) -> BlendConfig:
     """The configuration with names replaced by the folders of these runs."""
-    return config.model_copy(update={"runs": tuple(run if "/" in run else join_uri(storage, "runs", run) for run in config.runs)})
+    return config.model_copy(update={"runs": tuple(absolute_uri(run) if "/" in run else join_uri(storage, "runs", run) for run in config.runs)})

@@ -101,7 +101,7 @@ def evaluate_run(
         values = values_of(ranked, config)
         results[split] = {name: {group: summarise(by_metric) for group, by_metric in by_group.items()} for name, by_group in values.items()}
         part = data.interactions(split)
-        if isinstance(model, Scorer):  # ratings are predicted by one model; a blend ranks
+        if isinstance(model, Scorer) and _predicts_ratings(manifest["config"]):
             results[split]["model"]["all"] |= rating_errors(model, part.users, part.items, part.values)
         splits[split] = measure_split(ranked, values, questions.users, users, catalogue, config, seed)
         examples[split] = make_examples(data, questions, ranked["model"]["all"])
@@ -140,6 +140,12 @@ def _write_pages(
     )
     write_bytes(join_uri(run_uri, "report", "report.html"), run_page(report).encode())
     write_bytes(join_uri(run_uri, "report", "model_card.md"), model_card(report, manifest["config"], manifest["versions"]).encode())
+
+
+def _predicts_ratings(config: Mapping[str, Any]) -> bool:
+    """Whether the scores of a run's model stand for values; all other scores only order the items."""
+    train = config["train"]
+    return train.get("feedback") == "explicit" or (train["kind"] == "gradient" and config["loss"]["kind"] == "mse")
 
 
 def _name_of(against_uri: str, taken: Collection[str]) -> str:

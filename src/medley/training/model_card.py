@@ -51,6 +51,12 @@ def _lines(report: RunReport, config: Mapping[str, Any], versions: Mapping[str, 
 def _facts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     model, train = config["model"], config["train"]
     yield "training", train["kind"]
+    if train["kind"] != "gradient":
+        for name, value in train.items():
+            if name != "kind":
+                yield name.replace("_", " "), plain_text(str(value))
+        yield "all settings", "config.json beside this report's folder"
+        return
     for name, encoder in model["encoders"].items():
         yield f"encoder {plain_text(name)}", f"{encoder['kind']}, {encoder.get('train', 'no weights of its own')}"
     for name in ("fusion", "users", "head"):
