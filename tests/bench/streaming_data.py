@@ -46,22 +46,22 @@ def tables_of(contents: pa.Table, num_rows: int, rows_each: int) -> Iterator[pa.
 def write_prepared(folder: str, num_rows: int, contents: pa.Table) -> None:
     """A prepared data set, as ours reads it."""
     from medley.data.base import PREPARED_KIND
-    from medley.data.shards import ITEMS_PER_SHARD
+    from medley.data.shards import items_per_shard, shard_name
     from medley.manifest import staged_folder, write_bytes, write_parquet
     from medley.schema import PREPARED_INTERACTIONS_SCHEMA
 
     numbers = np.arange(num_rows)
-    num_users = max(1, num_rows // 10)
+    num_users, size = max(1, num_rows // 10), items_per_shard(contents.nbytes / len(contents))
     users = numbers % num_users
     rows = {"user_index": users, "item_index": numbers, "timestamp": numbers, "value": np.ones(num_rows), "weight": np.ones(num_rows)}
     columns = {**rows, "is_target": np.ones(num_rows, dtype=bool)}
     train = pa.table({field.name: pa.array(columns[field.name]).cast(field.type) for field in PREPARED_INTERACTIONS_SCHEMA}, PREPARED_INTERACTIONS_SCHEMA)
     with staged_folder(folder) as stage:
-        for number, shard in enumerate(tables_of(contents, num_rows, ITEMS_PER_SHARD)):
+        for number, shard in enumerate(tables_of(contents, num_rows, size)):
             sink = pa.BufferOutputStream()
             with pa.ipc.new_file(sink, shard.schema) as writer:
                 writer.write_table(shard)
-            write_bytes(stage.path("items", f"part-{number:05d}.arrow"), sink.getvalue().to_pybytes())
+            write_bytes(stage.path(shard_name(number)), sink.getvalue().to_pybytes())
         for name in ("train", "valid", "test"):
             write_parquet(stage.path(name, "part-00000.parquet"), train if name == "train" else train.slice(0, 1))
         ids = pa.array([str(number) for number in numbers])
@@ -69,9 +69,8 @@ def write_prepared(folder: str, num_rows: int, contents: pa.Table) -> None:
         write_parquet(stage.path("item_facts.parquet"), pa.table(facts))
         user_ids = [str(number) for number in range(num_users)]
         write_parquet(stage.path("users.parquet"), pa.table({"user_index": pa.array(range(num_users), pa.int32()), "user_id": user_ids}))
-        stage.commit(
-            PREPARED_KIND, "streaming-bench", parents={}, counts={"num_items": num_rows, "num_users": num_users, "columns": contents.column_names}, config={}
-        )
+        counts = {"num_items": num_rows, "items_per_shard": size, "num_users": num_users, "columns": contents.column_names}
+        stage.commit(PREPARED_KIND, "streaming-bench", parents={}, counts=counts, config={})
 
 
 def write_parquet_files(folder: str, num_rows: int, contents: pa.Table) -> None:

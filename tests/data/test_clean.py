@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from medley.data.clean import HASH_SUFFIX, SILENT_AUDIO, clean_shard
+from medley.data.clean import HASH_SUFFIX, SILENT_AUDIO, clean_items
 from medley.data.tables import Tables, open_tables
 from medley.media import MediaConfig, decode_flac, decode_jpeg, encode_flac
 
@@ -43,15 +43,14 @@ def tables(tmp_path: Path) -> Tables:
     return open_tables(str(tmp_path))
 
 
-def test_a_row_that_ends_its_decoder_is_reported_and_the_others_of_its_block_are_kept(tables: Tables, tmp_path: Path):
-    uri = str(tmp_path / "part.arrow")
-    report = clean_shard(tables, MediaConfig(max_decode_seconds=0.1), [(f"item {place}", 0, place) for place in range(40)], uri)
-    slow, broken = report["quarantine"]
+def test_a_row_that_ends_its_decoder_is_reported_and_the_others_of_its_block_are_kept(tables: Tables):
+    cleaned = clean_items(tables, MediaConfig(max_decode_seconds=0.1), np.zeros(40, dtype=np.int32), np.arange(40))
+    slow, broken = cleaned.quarantine
     assert slow == {"table": "items", "id": "item 7", "column": "image", "reason": "decoder took more than 0.1 s", "num_rows": 1}
     assert (broken["id"], broken["column"], broken["reason"][:30]) == ("item 11", "audio", "audio header cannot be read (E")
-    assert report["coverage"] == {"item_id": 40, "title": 40, "text": 40, "image": 38, "audio": 38, SILENT_AUDIO: 2}
+    assert cleaned.coverage == {"item_id": 40, "title": 40, "text": 40, "image": 38, "audio": 38, SILENT_AUDIO: 2}
 
-    table = pa.ipc.open_file(uri).read_all()
+    table = cleaned.table
     assert table.column_names == ["item_id", "text", "image", "audio", "image_sha256", "audio_sha256"]
     assert table.schema.field("image_sha256").type == pa.binary(32)
     rows = table.to_pylist()
@@ -67,10 +66,8 @@ def test_a_row_that_ends_its_decoder_is_reported_and_the_others_of_its_block_are
             assert decode_flac(row["audio"]).shape == (1_000,)
 
 
-def test_rows_that_are_left_out_are_skipped_and_equal_media_have_equal_hashes(tables: Tables, tmp_path: Path):
-    uri = str(tmp_path / "part.arrow")
-    clean_shard(tables, MediaConfig(), [(f"item {place}", 0, place) for place in (3, 5, 38)], uri)
-    rows = pa.ipc.open_file(uri).read_all().to_pylist()
+def test_rows_that_are_left_out_are_skipped_and_equal_media_have_equal_hashes(tables: Tables):
+    rows = clean_items(tables, MediaConfig(), np.zeros(3, dtype=np.int32), np.array([3, 5, 38])).table.to_pylist()
     assert [row["item_id"] for row in rows] == ["item 3", "item 5", "item 38"]
     assert len({row["audio_sha256"] for row in rows}) == 1
     assert len({row["image_sha256"] for row in rows}) == 3

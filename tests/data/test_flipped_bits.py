@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from medley.data.prepared import PreparedData
-from medley.data.shards import ITEMS_PER_SHARD
 from medley.data.tables import open_tables
 from medley.manifest import MANIFEST, read_manifest, verify_files
 from medley.schema import SPLITS, InputError
@@ -19,7 +18,7 @@ NUM_FLIPS = 1000
 def read_shard(uri: str, name: str) -> None:
     """The first item of one shard, as the stream reads it."""
     data = PreparedData.open(uri)
-    first = int(name.removeprefix("items/part-").removesuffix(".arrow")) * ITEMS_PER_SHARD
+    first = int(name.removeprefix("items/part-").removesuffix(".arrow")) * data.item_shards.items_per_shard
     data.item_store().take(np.array([first]), ["image"])
 
 

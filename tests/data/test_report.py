@@ -102,7 +102,7 @@ def test_of_a_long_log_every_row_of_a_sample_of_the_users_is_counted(tmp_path: P
     users = [f"user {number % 100}" for number in range(1000)]
     pq.write_table(pa.table({"user_id": users, "item_id": ["a"] * 1000}), tmp_path / "log.parquet", row_group_size=130)
     schema = pa.schema([("user_id", pa.string()), ("item_id", pa.string())])
-    file = TableFile(str(tmp_path / "log.parquet"), "log", tuple([130] * 7 + [90]), schema)
+    file = TableFile(str(tmp_path / "log.parquet"), "log", (*[130] * 7, 90), 0, schema)
     counted = count_repeats((file,), max_counted_rows=250)
     assert counted.one_user_in == 4
     # Each user has ten equal rows: the first of them is no repeat.

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from medley.data import shards
-from medley.data.clean import clean_shard
-from medley.data.shards import ITEMS_PER_SHARD, ItemStore
+from medley.data.clean import clean_items
+from medley.data.shards import ItemShards, ItemStore, items_per_shard, shard_name
 from medley.data.tables import Tables, open_tables
-from medley.manifest import write_manifest
+from medley.manifest import write_bytes, write_manifest
 from medley.media import MediaConfig
 from medley.schema import InputError
 
+ITEMS_PER_SHARD = 256
 NUM_ITEMS = 2 * ITEMS_PER_SHARD + 10
 
 
@@ -40,11 +41,16 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
 
 def write_shards(tables: Tables, root: Path, left_out: frozenset[int] = frozenset()) -> ItemStore:
     """All items but some, in shards under `root`."""
-    places = [(f"i{n}", int(n >= 300), n if n < 300 else n - 300) for n in range(NUM_ITEMS) if n not in left_out]
-    for number, first in enumerate(range(0, len(places), ITEMS_PER_SHARD)):
-        clean_shard(tables, MediaConfig(), places[first : first + ITEMS_PER_SHARD], str(root / "items" / f"part-{number:05d}.arrow"))
-    manifest = write_manifest(str(root), "prepared", "f", parents={}, counts={}, config={})
-    return ItemStore(str(root), manifest["files"])
+    kept = np.array([number for number in range(NUM_ITEMS) if number not in left_out])
+    for number, first in enumerate(range(0, len(kept), ITEMS_PER_SHARD)):
+        own = kept[first : first + ITEMS_PER_SHARD]
+        table = clean_items(tables, MediaConfig(), (own >= 300).astype(np.int32), np.where(own < 300, own, own - 300)).table
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        write_bytes(str(root / shard_name(number)), sink.getvalue())
+    manifest = write_manifest(str(root), "prepared", "f", parents={}, counts={"items_per_shard": ITEMS_PER_SHARD}, config={})
+    return ItemStore(ItemShards.of(str(root), manifest))
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,11 @@ def test_items_that_were_left_out_leave_no_gap(tables: Tables, tmp_path: Path):
     assert store.take(np.arange(len(kept)), ["text"])["text"].to_pylist() == [f"text {number}" for number in kept]
 
 
+@pytest.mark.parametrize(("item_bytes", "expected"), [(0, 16_384), (600, 8_192), (25_000, 256), (1e7, 256)])
+def test_shards_of_light_items_hold_more_of_them(item_bytes: float, expected: int):
+    assert items_per_shard(item_bytes) == expected
+
+
 def test_a_flipped_bit_is_refused_by_the_name_of_its_shard_and_other_shards_still_read(tables: Tables, tmp_path: Path):
     store = write_shards(tables, tmp_path)
     path = tmp_path / "items" / "part-00001.arrow"
@@ -108,12 +119,12 @@ def remote_storage(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_remote_shard_is_copied_once_a_node_and_then_read_from_the_copy(tables: Tables, tmp_path: Path):
     first = write_shards(tables, tmp_path / "remote")
     cache = tmp_path / "cache"
-    store = ItemStore(first.uri, first.files, str(cache))
+    store = ItemStore(first.shards, str(cache))
     assert not cache.exists()
     assert store.take(np.array([300]), ["text"])["text"].to_pylist() == ["text 300"]
-    assert [path.name for path in cache.iterdir()] == [f"medley-{first.files['items/part-00001.arrow']['sha256']}.arrow"]
+    assert [path.name for path in cache.iterdir()] == [f"medley-{first.shards.sha256[1]}.arrow"]
     (tmp_path / "remote" / "items" / "part-00001.arrow").unlink()
-    of_other_process = ItemStore(first.uri, first.files, str(cache))
+    of_other_process = ItemStore(first.shards, str(cache))
     assert of_other_process.take(np.array([301]), ["text"])["text"].to_pylist() == ["text 301"]
 
 
@@ -121,20 +132,20 @@ def test_a_remote_shard_is_copied_once_a_node_and_then_read_from_the_copy(tables
 def test_a_damaged_copy_is_made_again_and_a_damaged_original_is_refused(tables: Tables, tmp_path: Path):
     first = write_shards(tables, tmp_path / "remote")
     cache = tmp_path / "cache"
-    ItemStore(first.uri, first.files, str(cache)).take(np.array([0]), ["text"])
+    ItemStore(first.shards, str(cache)).take(np.array([0]), ["text"])
     (copy,) = cache.iterdir()
     copy.write_bytes(copy.read_bytes()[:-100])
-    assert ItemStore(first.uri, first.files, str(cache)).take(np.array([7]), ["text"])["text"].to_pylist() == ["text 7"]
+    assert ItemStore(first.shards, str(cache)).take(np.array([7]), ["text"])["text"].to_pylist() == ["text 7"]
     original = tmp_path / "remote" / "items" / "part-00002.arrow"
     original.write_bytes(original.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"part-00002\.arrow"):
-        ItemStore(first.uri, first.files, str(cache)).take(np.array([NUM_ITEMS - 1]), ["text"])
+        ItemStore(first.shards, str(cache)).take(np.array([NUM_ITEMS - 1]), ["text"])
 
 
 @pytest.mark.usefixtures("remote_storage")
 def test_threads_that_copy_the_same_shards_at_once_all_read_whole_ones(tables: Tables, tmp_path: Path):
     first = write_shards(tables, tmp_path / "remote")
-    stores = [ItemStore(first.uri, first.files, str(tmp_path / "cache")) for _ in range(4)]
+    stores = [ItemStore(first.shards, str(tmp_path / "cache")) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda store: store.take(np.arange(NUM_ITEMS), ["text"])["text"].to_pylist(), stores))
     assert found == [[f"text {number}" for number in range(NUM_ITEMS)]] * 4

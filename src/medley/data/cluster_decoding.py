@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from medley.data.batches import Stacked
-from medley.data.fetching import shard_hashes, store_of_process, stream_blocks
+from medley.data.fetching import store_of_process, stream_blocks
 from medley.data.prepared import PreparedData
 from medley.data.preparing import ItemPreparer, in_order_of_use
 from medley.data.reused_memory import ReusedMemory
-from medley.data.shards import ColumnValues
+from medley.data.shards import ColumnValues, ItemShards
 from medley.encoders import Encoder
 
 ITEMS, LAYOUTS = "items", "layouts"
@@ -56,7 +56,7 @@ class ClusterDecoder:
 
     def decode(self, windows: Iterable[Sequence[np.ndarray]]) -> Iterator[FinishedInputs]:
         """Inputs of each micro-batch of each window, in order. windows: the items of their micro-batches."""
-        decode = partial(decode_window, uri=self.data.uri, files=shard_hashes(self.data), preparing=self.preparing, cache_folder=self.cache_folder)
+        decode = partial(decode_window, shards=self.data.item_shards, preparing=self.preparing, cache_folder=self.cache_folder)
         blocks = (pa.table({ITEMS: pa.array(list(parts), pa.list_(pa.int32()))}) for parts in windows)
         for row in stream_blocks(blocks, decode, num_tasks=self.num_tasks, num_cpus=1, splits_outputs=True):
             yield self._finished(row)
@@ -78,13 +78,11 @@ class ClusterDecoder:
         return FinishedInputs(np.array(row[ITEMS][0].as_py()), inputs, present)
 
 
-def decode_window(
-    window: pa.Table, uri: str, files: tuple[tuple[str, str], ...], preparing: "ray.ObjectRef[Any]", cache_folder: str | None
-) -> Iterator[pa.Table]:
+def decode_window(window: pa.Table, shards: ItemShards, preparing: "ray.ObjectRef[Any]", cache_folder: str | None) -> Iterator[pa.Table]:
     """A row for each micro-batch of a window, whose items are decoded once each (a Ray Data task)."""
     preparer = _preparer_of_process(preparing)
     parts = [np.array(items) for items in window[ITEMS].to_pylist()]
-    prepared = preparer.prepare(in_order_of_use(parts), store_of_process(uri, files, cache_folder))
+    prepared = preparer.prepare(in_order_of_use(parts), store_of_process(shards, cache_folder))
     for items_U in parts:
         inputs, present = prepared.stack(items_U, preparer.encoders)
         tensors = {f"present/{name}/": mask_U for name, mask_U in present.items()}

@@ -37,7 +37,6 @@ from medley.data.feature_store import (
     write_part,
 )
 from medley.data.prepared import PreparedData
-from medley.data.shards import ITEMS_PER_SHARD
 from medley.encoders import Encoder, EncoderConfig, stack_inputs
 from medley.encoders.frozen import build_frozen
 from medley.manifest import find_manifest, fingerprint
@@ -109,9 +108,8 @@ def content_hashes(data: PreparedData, column: str) -> Contents:
     """Each item's SHA-256: of the stored bytes of a picture or sound, which prepare hashed, of the JSON of any other value; None where it has none."""
     store, hashes = data.item_store(), list[bytes | None]()
     is_medium = column in (IMAGE, AUDIO)
-    for first in range(0, data.num_items, ITEMS_PER_SHARD):
-        items = np.arange(first, min(first + ITEMS_PER_SHARD, data.num_items))
-        values = store.take(items, [column + HASH_SUFFIX if is_medium else column]).column(0).to_pylist()
+    for table in store.iterate(np.arange(data.num_items), [column + HASH_SUFFIX if is_medium else column]):
+        values = table.column(0).to_pylist()
         hashes += values if is_medium else [None if value is None else hashlib.sha256(json.dumps(value).encode()).digest() for value in values]
     return hashes
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray.data
 
 from medley.data.prepared import PreparedData
-from medley.data.shards import ColumnValues, ItemStore
+from medley.data.shards import ColumnValues, ItemShards, ItemStore
 from medley.schema import ITEM_INDEX
 
 FETCH_CPUS = 0.01
@@ -49,25 +49,20 @@ def fetched_windows(
             pending.append(items_W)
             yield pa.table({ITEM_INDEX: pa.array(items_W, pa.int32())})
 
-    fetch = partial(fetch_items, uri=data.uri, files=shard_hashes(data), columns=tuple(columns), cache_folder=cache_folder)
+    fetch = partial(fetch_items, shards=data.item_shards, columns=tuple(columns), cache_folder=cache_folder)
     for rows in stream_blocks(blocks(), fetch, num_tasks=2, num_cpus=FETCH_CPUS):
         yield pending.popleft(), FetchedItems(rows)
 
 
-def fetch_items(block: pa.Table, uri: str, files: tuple[tuple[str, str], ...], columns: tuple[str, ...], cache_folder: str | None) -> pa.Table:
-    """The rows of a block's items as they lie in the prepared shards (a Ray Data task). files: shard name, SHA-256."""
-    return store_of_process(uri, files, cache_folder).take(block[ITEM_INDEX].to_numpy(), columns)
+def fetch_items(block: pa.Table, shards: ItemShards, columns: tuple[str, ...], cache_folder: str | None) -> pa.Table:
+    """The rows of a block's items as they lie in the prepared shards (a Ray Data task)."""
+    return store_of_process(shards, cache_folder).take(block[ITEM_INDEX].to_numpy(), columns)
 
 
 @lru_cache(maxsize=4)
-def store_of_process(uri: str, files: tuple[tuple[str, str], ...], cache_folder: str | None) -> ItemStore:
+def store_of_process(shards: ItemShards, cache_folder: str | None) -> ItemStore:
     """One reader per task process: shards stay mapped and verified between tasks."""
-    return ItemStore(uri, {name: {"sha256": digest} for name, digest in files}, cache_folder)
-
-
-def shard_hashes(data: PreparedData) -> tuple[tuple[str, str], ...]:
-    """(shard name, SHA-256) of every shard of items."""
-    return tuple((name, entry["sha256"]) for name, entry in sorted(data.manifest["files"].items()) if name.startswith("items/"))
+    return ItemStore(shards, cache_folder)
 
 
 def stream_blocks(

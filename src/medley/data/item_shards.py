@@ -7,53 +7,45 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from medley.data.clean import clean_shard
+from medley.data.clean import clean_items
 from medley.data.numbering import FILE, ROW, ItemNumbers
-from medley.data.shards import ITEMS_PER_SHARD
+from medley.data.partitions import write_buffer
+from medley.data.shards import shard_name
 from medley.data.steps import Steps
 from medley.data.tables import Tables, pieces_of, read_piece
 from medley.data.validate import Quarantine
-from medley.manifest import hash_file, open_storage, read_bytes, write_bytes
 from medley.media import MediaConfig
 from medley.schema import ITEM_ID, ITEM_INDEX, TITLE
 
 SHARDS_STEP = "items"
 
 
-def write_item_shards(steps: Steps, tables: Tables, media: MediaConfig, items: ItemNumbers) -> tuple[list[str], dict[str, int]]:
-    """`items/part-00000.arrow` …, one task a shard; returns their names and the coverage: column → items that have it."""
-    firsts = range(0, items.num_items, ITEMS_PER_SHARD)
-    reports = steps.run(
-        SHARDS_STEP, write_shard, [(first, min(first + ITEMS_PER_SHARD, items.num_items)) for first in firsts], tables, media, items, inline=False
-    )
-    names = [f"items/part-{number:05d}.arrow" for number in range(len(firsts))]
-    return names, dict(sum((Counter(report["coverage"]) for report in reports), Counter()))
+def write_item_shards(steps: Steps, tables: Tables, media: MediaConfig, items: ItemNumbers, size: int) -> tuple[list[str], dict[str, int]]:
+    """`items/part-00000.arrow` … of `size` items, one task a shard; returns their names and the coverage: column → items that have it."""
+    tasks = [(first, min(first + size, items.num_items)) for first in range(0, items.num_items, size)]
+    reports = steps.run(SHARDS_STEP, write_shard, tasks, tables, media, items, inline=False)
+    return [shard_name(number) for number in range(len(tasks))], dict(sum((Counter(report["coverage"]) for report in reports), Counter()))
 
 
 def write_shard(uri: str, first: int, stop: int, tables: Tables, media: MediaConfig, items: ItemNumbers) -> dict[str, Any]:
     """Clean the items first…stop into one shard (a task). An item that stands in no table is a row without content."""
-    rows = items.rows(first, stop)
-    wanted = list(zip(rows[ITEM_ID].to_pylist(), rows[FILE].to_pylist(), rows[ROW].to_pylist(), strict=True))
-    present = sorted((row for row in wanted if row[1] >= 0), key=lambda row: row[1:])
-    found = clean_shard(tables, media, present, uri)
-    filesystem, path = open_storage(uri)
-    if present != wanted:
-        _reorder(uri, wanted, present)
-    quarantine = Quarantine()
-    quarantine.report_missing(found["quarantine"])
-    return {"coverage": found["coverage"], **hash_file(filesystem, path), "quarantine": quarantine.as_json()}
-
-
-def _reorder(uri: str, wanted: list[tuple[str, int, int]], present: list[tuple[str, int, int]]) -> None:
-    """Write a shard again with its rows as wanted; with a base set numbers follow it and not the tables."""
-    table = pa.ipc.open_file(read_bytes(uri)).read_all()
-    place = {row[1:]: number for number, row in enumerate(present)}
-    table = table.take(pa.array([place.get(row[1:]) for row in wanted], pa.int64()))
-    table = table.set_column(0, table.schema.field(0), pa.array([row[0] for row in wanted]))
+    places = items.rows(first, stop)
+    files, rows = places[FILE].to_numpy(), places[ROW].to_numpy()
+    # With a base set numbers follow it and not the tables.
+    order = np.lexsort((rows, files))
+    order = order[files[order] >= 0]
+    cleaned = clean_items(tables, media, files[order], rows[order])
+    table = cleaned.table
+    if not np.array_equal(order, np.arange(len(files))):
+        place = np.full(len(files), -1)
+        place[order] = np.arange(len(order))
+        table = table.take(pa.array(place, mask=place < 0)).set_column(0, table.schema.field(0), places[ITEM_ID])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    write_bytes(uri, sink.getvalue())
+    quarantine = Quarantine()
+    quarantine.report_missing(cleaned.quarantine)
+    return {"coverage": cleaned.coverage, **write_buffer(uri, sink.getvalue()), "quarantine": quarantine.as_json()}
 
 
 def facts_schema(tables: Tables) -> pa.Schema:

@@ -7,7 +7,7 @@ leave out what the rules learn from train (assign.py, keep.py), prove that nothi
 4. clean the items' media into shards (item_shards.py); 5. write users, item facts, interactions, quarantine, statistics, manifest.
 A user's rows are in one part, and numbers of items as such (8 bytes an item) in one process.
 
-    items/part-00000.arrow   the items' modality columns, `ITEMS_PER_SHARD` rows each (Arrow IPC, memory-mapped by the stream)
+    items/part-00000.arrow   the items' modality columns, equally many rows each (Arrow IPC, memory-mapped by the stream)
     item_facts.parquet       item_index, item_id, title, train_count and the small attribute columns
     users.parquet            user_index, user_id, attribute columns
     train|valid|test/part-00000.parquet   PREPARED_INTERACTIONS_SCHEMA, in time order within a file and from file to file
@@ -26,6 +26,7 @@ from medley.data.outputs import users_in_order, write_file
 from medley.data.owner import owned
 from medley.data.partitions import ROWS_PER_PARTITION
 from medley.data.prepare_interactions import Plan, PreparedInteractions, prepare_interactions
+from medley.data.shards import items_per_shard
 from medley.data.steps import Steps
 from medley.data.tables import Tables, open_tables, write_tables
 from medley.data.validate import Quarantine
@@ -47,7 +48,7 @@ from medley.storage import beside_uri
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 2
+LAYOUT = 3
 """of a prepared folder; part of its identity"""
 ROWS_PER_FILE = 2**20
 """of train, valid and test; a file is merged by one process"""
@@ -121,7 +122,8 @@ def _prepare(plan: Plan, identity: str, stage: StagedFolder) -> dict[str, Any]:
 def _write_prepared(plan: Plan, items: ItemNumbers, interactions: PreparedInteractions, stage: StagedFolder) -> dict[str, Any]:
     """Steps 4 and 5: all files but the manifest; returns the counts."""
     steps, tables = plan.steps, plan.tables
-    shards, coverage = write_item_shards(steps, tables, plan.config.media, items)
+    size = items_per_shard(sum(file.size_bytes for file in tables.items) / max(1, tables.num_rows["items"]))
+    shards, coverage = write_item_shards(steps, tables, plan.config.media, items, size)
     quarantine = steps.quarantine
     quarantine.check_budget(plan.config.quarantine, tables.num_rows)
     numbered, first_users = interactions.numbered, sum(interactions.num_files)
@@ -132,6 +134,7 @@ def _write_prepared(plan: Plan, items: ItemNumbers, interactions: PreparedIntera
     write_parquet(stage.path("quarantine.parquet"), quarantine.table())
     counts = {
         "num_items": items.num_items,
+        "items_per_shard": size,
         "num_users": interactions.num_users,
         "num_cold_items": int((interactions.train_count_N == 0).sum()),
         **{f"num_{name}": count for name, count in zip(SPLITS, interactions.num_rows_of, strict=True)},

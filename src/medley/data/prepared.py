@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from medley.data.base import ITEM_FACTS, PREPARED_KIND, USERS
 from medley.data.item_lists import ItemLists
-from medley.data.shards import ItemStore
+from medley.data.shards import ItemShards, ItemStore
 from medley.data.tables import open_file
 from medley.manifest import join_uri, read_manifest, read_parquet, verify_files
 from medley.schema import ITEM_INDEX, SPLITS, TIMESTAMP, USER_INDEX, VALUE, WEIGHT, InputError
@@ -151,7 +151,12 @@ class PreparedData:
 
     def item_store(self) -> ItemStore:
         """Reader of the modality columns."""
-        return ItemStore(self.uri, self.manifest["files"])
+        return ItemStore(self.item_shards)
+
+    @property
+    def item_shards(self) -> ItemShards:
+        """Where the modality columns lie."""
+        return ItemShards.of(self.uri, self.manifest)
 
     def user_categories(self, column: str) -> np.ndarray:
         """(V,) int64 category of an attribute column, numbered from 1 in the order of the values; 0 where it is null."""

@@ -139,8 +139,7 @@ def _read_footers(uri: str, table: str, names: Sequence[str], report: TableRepor
         report.columns[column.name] = ColumnReport(str(column.type), _num_missing(footers, column.name), column.name in contract)
     if table == "interactions" and TIMESTAMP in schema.names:
         report.first_time, report.last_time = (str(moment) if moment is not None else None for moment in time_range(footers))
-    groups = ([footer.row_group(group).num_rows for group in range(footer.num_row_groups)] for footer in footers)
-    return tuple(TableFile(join_uri(uri, name), name, tuple(rows), schema) for name, rows in zip(names, groups, strict=True))
+    return tuple(TableFile.of(join_uri(uri, name), name, footer, schema) for name, footer in zip(names, footers, strict=True))
 
 
 def column_statistics(footer: pq.FileMetaData, column: str) -> list[Any]:

@@ -1,11 +1,13 @@
-"""Shards of prepared items, Arrow IPC with a fixed number of rows each: read by item index."""
+"""Shards of prepared items, Arrow IPC with the same number of rows each: read by item index."""
 
 import hashlib
+import math
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +15,36 @@ import pyarrow as pa
 from medley.manifest import join_uri, open_storage, read_bytes, write_bytes
 from medley.schema import ITEM_INDEX, InputError
 
-ITEMS_PER_SHARD = 256
-"""Item i stands in shard i // 256: no index is needed. 256 items of about 25 KB make a shard of about 6 MB."""
+MIN_ITEMS_PER_SHARD, MAX_ITEMS_PER_SHARD = 2**8, 2**14
+SHARD_BYTES = 2**23
+"""what the raw items of a shard have about, where the bounds allow it: few large files for light items, few items for a task that decodes media"""
+
+
+def items_per_shard(item_bytes: float) -> int:
+    """How many items a shard holds, a power of two. item_bytes: size of a raw one."""
+    return int(min(MAX_ITEMS_PER_SHARD, max(MIN_ITEMS_PER_SHARD, 2 ** math.floor(math.log2(SHARD_BYTES / max(1.0, item_bytes))))))
+
+
+def shard_name(number: int) -> str:
+    """Where a prepared set keeps a shard."""
+    return f"items/part-{number:05d}.arrow"
+
+
+@dataclass(frozen=True)
+class ItemShards:
+    """The shards of a prepared set. Item i stands in shard i // items_per_shard: no index is needed."""
+
+    uri: str
+    sha256: tuple[str, ...]
+    """of each shard"""
+    items_per_shard: int
+
+    @classmethod
+    def of(cls, uri: str, manifest: Mapping[str, Any]) -> Self:
+        """Those that the manifest of a prepared set names."""
+        files = manifest["files"]
+        names = [shard_name(number) for number in range(sum(name.startswith("items/") for name in files))]
+        return cls(uri, tuple(files[name]["sha256"] for name in names), int(manifest["counts"]["items_per_shard"]))
 
 
 class ItemStore:
@@ -28,10 +58,8 @@ class ItemStore:
     size nor time), and hashing costs 0.7 s of CPU per GB, a twentieth of decoding 256-pixel pictures once.
     """
 
-    def __init__(self, uri: str, files: Mapping[str, Mapping[str, Any]], cache_folder: str | None = None):
-        """files: shard name → its manifest entry, of which `sha256` is read."""
-        self.uri = uri
-        self.files = files
+    def __init__(self, shards: ItemShards, cache_folder: str | None = None):
+        self.shards = shards
         self.cache_folder = cache_folder or tempfile.gettempdir()
         self._shards: dict[int, pa.Table] = {}
         self._columns: dict[tuple[int, str], ColumnValues] = {}
@@ -39,20 +67,25 @@ class ItemStore:
 
     def take(self, item_indices: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Rows of these items in this order, with an item_index column. item_indices: (rows,) ints, any order."""
-        order = np.argsort(item_indices // ITEMS_PER_SHARD, kind="stable")
+        size = self.shards.items_per_shard
+        order = np.argsort(item_indices // size, kind="stable")
         in_order = item_indices[order]
-        starts = np.flatnonzero(np.diff(in_order // ITEMS_PER_SHARD, prepend=-1))
-        pieces = [
-            self._shard(int(items[0]) // ITEMS_PER_SHARD).select(columns).take(pa.array(items % ITEMS_PER_SHARD)) for items in np.split(in_order, starts[1:])
-        ]
+        starts = np.flatnonzero(np.diff(in_order // size, prepend=-1))
+        pieces = [self._shard(int(items[0]) // size).select(columns).take(pa.array(items % size)) for items in np.split(in_order, starts[1:])]
         table = pa.concat_tables(pieces)
         if not np.array_equal(order, np.arange(len(order))):  # windows ask in order of the items, and another take would copy all bytes again
             table = table.take(pa.array(np.argsort(order)))
         return table.append_column(ITEM_INDEX, pa.array(item_indices.astype(np.int32)))
 
+    def iterate(self, item_indices: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Rows of many items as `take` gives them, the smallest shard's number of items at a time."""
+        for first in range(0, len(item_indices), MIN_ITEMS_PER_SHARD):
+            yield self.take(item_indices[first : first + MIN_ITEMS_PER_SHARD], columns)
+
     def values(self, item_indices: np.ndarray, column: str) -> list[Any]:
         """A column's values of these items in this order, None where an item has none. Bytes are views of the mapped shards, not copies."""
-        return [self._column(item // ITEMS_PER_SHARD, column)[item % ITEMS_PER_SHARD] for item in item_indices.tolist()]
+        size = self.shards.items_per_shard
+        return [self._column(item // size, column)[item % size] for item in item_indices.tolist()]
 
     def _column(self, number: int, name: str) -> "ColumnValues":
         if (number, name) not in self._columns:
@@ -62,11 +95,12 @@ class ItemStore:
     def _shard(self, number: int) -> pa.Table:
         with self._lock:
             if number not in self._shards:
-                self._shards[number] = self._open(f"items/part-{number:05d}.arrow")
+                self._shards[number] = self._open(number)
             return self._shards[number]
 
-    def _open(self, name: str) -> pa.Table:
-        place, digest = join_uri(self.uri, name), self.files[name]["sha256"]
+    def _open(self, number: int) -> pa.Table:
+        uri, name, digest = self.shards.uri, shard_name(number), self.shards.sha256[number]
+        place = join_uri(uri, name)
         filesystem, path = open_storage(place)
         is_local = isinstance(filesystem, pa.fs.LocalFileSystem)
         local = Path(path) if is_local else Path(self.cache_folder) / f"medley-{digest}.arrow"
@@ -75,10 +109,10 @@ class ItemStore:
             write_bytes(str(local), read_bytes(place))
             found = _hash(local)
         if found is None:
-            raise InputError(f"shard '{name}' is missing from '{self.uri}'", "every file of its manifest", "remove the folder, run jobs.prepare again")
+            raise InputError(f"shard '{name}' is missing from '{uri}'", "every file of its manifest", "remove the folder, run jobs.prepare again")
         if found != digest:
             raise InputError(
-                f"shard '{name}' in '{self.uri}' has SHA-256 {found[:12]}…",
+                f"shard '{name}' in '{uri}' has SHA-256 {found[:12]}…",
                 f"{digest[:12]}… from its manifest",
                 "remove the folder, run jobs.prepare again",
             )

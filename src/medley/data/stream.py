@@ -66,7 +66,7 @@ class BatchStream:
         self.batch_thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self.preparer = ItemPreparer(encoders, columns, self.threads)
         self.cluster = ClusterDecoder(maker.data, encoders, columns, config.decode_threads, config.cache_folder)
-        self.store = ItemStore(maker.data.uri, maker.data.manifest["files"], config.cache_folder)
+        self.store = ItemStore(maker.data.item_shards, config.cache_folder)
 
     def close(self) -> None:
         """End the threads."""

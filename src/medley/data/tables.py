@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,8 @@ TABLES_KIND = "tables"
 TABLE_NAMES = ("items", "interactions", "users")
 MAX_WARNINGS = 10
 ROWS_PER_GROUP = 2**17
+READ_BYTES = 2**23
+"""of a table with media that is read bit by bit"""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,20 @@ class TableFile:
     name: str
     """`items/part-0.parquet`"""
     row_group_rows: tuple[int, ...]
+    size_bytes: int
+    """of its values, before compression"""
     schema: pa.Schema
 
     @property
     def num_rows(self) -> int:
         """Rows of all row groups."""
         return sum(self.row_group_rows)
+
+    @classmethod
+    def of(cls, uri: str, name: str, footer: pq.FileMetaData, schema: pa.Schema) -> Self:
+        """The file `uri`, as its footer says."""
+        groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
+        return cls(uri, name, tuple(group.num_rows for group in groups), sum(group.total_byte_size for group in groups), schema)
 
 
 @dataclass(frozen=True)
@@ -165,15 +177,23 @@ def iterate_pieces(files: tuple[TableFile, ...], columns: list[str]) -> Iterator
             first_row += num_rows
 
 
-def iterate_rows(file: TableFile, rows: Sequence[int]) -> Iterator[dict]:
-    """These rows of one file, in their order, as dicts; one row group in memory at a time, and only those that hold any of them. rows: ascending."""
-    wanted = np.asarray(rows, dtype=np.int64)
-    parquet, start = _open_parquet(file.uri), 0
-    for group, num_rows in enumerate(file.row_group_rows):
-        own = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + num_rows)]
-        if len(own):
-            yield from _read_group(parquet, file.uri, group, file.schema).take(pa.array(own - start)).to_pylist()
-        start += num_rows
+def iterate_rows(file: TableFile, rows: np.ndarray) -> Iterator[pa.Table]:
+    """These rows of one file, in their order, about READ_BYTES in memory at a time, from the row groups that hold any of them. rows: ascending."""
+    starts = np.cumsum([0, *file.row_group_rows])
+    groups = [group for group, (first, stop) in enumerate(pairwise(starts)) if np.searchsorted(rows, first) < np.searchsorted(rows, stop)]
+    parquet, columns = _open_parquet(file.uri), set(file.schema.names)
+    present = [name for name in parquet.schema_arrow.names if name in columns]
+    batch_size = max(1, READ_BYTES * file.num_rows // max(READ_BYTES, file.size_bytes))
+    for group in groups:
+        start, last = starts[group], rows[np.searchsorted(rows, starts[group + 1]) - 1]
+        with _refusing_damage(file.uri):
+            for batch in parquet.iter_batches(batch_size, row_groups=[group], columns=present):
+                own = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + batch.num_rows)]
+                if len(own):
+                    yield conform(pa.Table.from_batches([batch]).take(pa.array(own - start)), file.schema)
+                start += batch.num_rows
+                if start > last:
+                    break
 
 
 def _read_group(parquet: pq.ParquetFile, uri: str, group: int, schema: pa.Schema) -> pa.Table:
@@ -202,11 +222,7 @@ def _refusing_damage(uri: str) -> Iterator[None]:
 def open_file(uri: str, name: str) -> TableFile:
     """A Parquet file of ours, to be read in pieces as it is."""
     parquet = _open_parquet(join_uri(uri, name))
-    return TableFile(join_uri(uri, name), name, _row_group_rows(parquet), parquet.schema_arrow)
-
-
-def _row_group_rows(parquet: pq.ParquetFile) -> tuple[int, ...]:
-    return tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
+    return TableFile.of(join_uri(uri, name), name, parquet.metadata, parquet.schema_arrow)
 
 
 def _open_files(uri: str, table: str, names: list[str]) -> tuple[tuple[TableFile, ...], pa.Schema]:
@@ -217,4 +233,4 @@ def _open_files(uri: str, table: str, names: list[str]) -> tuple[tuple[TableFile
         logger.warning("tables | %s", warning)
     if len(warnings) > MAX_WARNINGS:
         logger.warning("tables | %d more of %s", len(warnings) - MAX_WARNINGS, table)
-    return tuple(TableFile(file_uri, name, _row_group_rows(parquet), schema) for file_uri, name, parquet in opened), schema
+    return tuple(TableFile.of(file_uri, name, parquet.metadata, schema) for file_uri, name, parquet in opened), schema

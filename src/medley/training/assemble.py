@@ -12,7 +12,6 @@ from medley.data.memory import CatalogueVectors, MemoryStream
 from medley.data.plan import Plan, derive_seed
 from medley.data.prepared import PreparedData
 from medley.data.sampling import PopularitySampling
-from medley.data.shards import ITEMS_PER_SHARD
 from medley.data.stream import BatchStream, StreamConfig
 from medley.encoders import EncoderConfig
 from medley.encoders.logmel_cnn import LogMelCnnConfig
@@ -64,11 +63,10 @@ def learn_assets(encoders: Mapping[str, EncoderConfig], data: PreparedData) -> A
 
 
 def _train_values(data: PreparedData, column: str) -> Iterable[Any]:
-    """The values of the items that training sees, in item order, one shard in memory at a time."""
+    """The values of the items that training sees, in item order, a few hundred in memory at a time."""
     store, warm = data.item_store(), np.flatnonzero(data.train_count_N > 0)
-    for start in range(0, len(warm), ITEMS_PER_SHARD):
-        values = store.take(warm[start : start + ITEMS_PER_SHARD], [column])[column].to_pylist()
-        yield from (value for value in values if value is not None)
+    for table in store.iterate(warm, [column]):
+        yield from (value for value in table[column].to_pylist() if value is not None)
 
 
 def assemble_model(
