@@ -13,6 +13,7 @@ import pytest
 
 from medley.data import shards
 from medley.data.clean import clean_items
+from medley.data.node_cache import NodeCache
 from medley.data.shards import ItemShards, ItemStore, items_per_shard, shard_name
 from medley.data.tables import Tables, open_tables
 from medley.manifest import write_bytes, write_manifest
@@ -119,33 +120,52 @@ def remote_storage(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_remote_shard_is_copied_once_a_node_and_then_read_from_the_copy(tables: Tables, tmp_path: Path):
     first = write_shards(tables, tmp_path / "remote")
     cache = tmp_path / "cache"
-    store = ItemStore(first.shards, str(cache))
+    store = ItemStore(first.shards, NodeCache(str(cache)))
     assert not cache.exists()
     assert store.take(np.array([300]), ["text"])["text"].to_pylist() == ["text 300"]
     assert [path.name for path in cache.iterdir()] == [f"medley-{first.shards.sha256[1]}.arrow"]
     (tmp_path / "remote" / "items" / "part-00001.arrow").unlink()
-    of_other_process = ItemStore(first.shards, str(cache))
+    of_other_process = ItemStore(first.shards, NodeCache(str(cache)))
     assert of_other_process.take(np.array([301]), ["text"])["text"].to_pylist() == ["text 301"]
+
+
+@pytest.mark.usefixtures("remote_storage")
+def test_copies_take_no_more_than_their_limit_and_what_is_mapped_stays_readable(tables: Tables, tmp_path: Path):
+    first = write_shards(tables, tmp_path / "remote")
+    cache = tmp_path / "cache"
+    size_bytes = (tmp_path / "remote" / "items" / "part-00000.arrow").stat().st_size
+    store = ItemStore(first.shards, NodeCache(str(cache), max_bytes=size_bytes * 3 // 2))
+    for item in (0, 300, 3, 301):
+        assert store.take(np.array([item]), ["text"])["text"].to_pylist() == [f"text {item}"]
+    assert [path.name for path in cache.iterdir()] == [f"medley-{first.shards.sha256[1]}.arrow"]
+
+
+def test_of_many_shards_the_least_recently_used_are_let_go(store: ItemStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 2)
+    fresh = ItemStore(store.shards)
+    values = [fresh.values(np.array([item]), "text") for item in (0, 256, 1, 512, 2)]
+    assert values == [["text 0"], ["text 256"], ["text 1"], ["text 512"], ["text 2"]]
+    assert list(fresh._open) == [2, 0]
 
 
 @pytest.mark.usefixtures("remote_storage")
 def test_a_damaged_copy_is_made_again_and_a_damaged_original_is_refused(tables: Tables, tmp_path: Path):
     first = write_shards(tables, tmp_path / "remote")
     cache = tmp_path / "cache"
-    ItemStore(first.shards, str(cache)).take(np.array([0]), ["text"])
+    ItemStore(first.shards, NodeCache(str(cache))).take(np.array([0]), ["text"])
     (copy,) = cache.iterdir()
     copy.write_bytes(copy.read_bytes()[:-100])
-    assert ItemStore(first.shards, str(cache)).take(np.array([7]), ["text"])["text"].to_pylist() == ["text 7"]
+    assert ItemStore(first.shards, NodeCache(str(cache))).take(np.array([7]), ["text"])["text"].to_pylist() == ["text 7"]
     original = tmp_path / "remote" / "items" / "part-00002.arrow"
     original.write_bytes(original.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"part-00002\.arrow"):
-        ItemStore(first.shards, str(cache)).take(np.array([NUM_ITEMS - 1]), ["text"])
+        ItemStore(first.shards, NodeCache(str(cache))).take(np.array([NUM_ITEMS - 1]), ["text"])
 
 
 @pytest.mark.usefixtures("remote_storage")
 def test_threads_that_copy_the_same_shards_at_once_all_read_whole_ones(tables: Tables, tmp_path: Path):
     first = write_shards(tables, tmp_path / "remote")
-    stores = [ItemStore(first.shards, str(tmp_path / "cache")) for _ in range(4)]
+    stores = [ItemStore(first.shards, NodeCache(str(tmp_path / "cache"))) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda store: store.take(np.arange(NUM_ITEMS), ["text"])["text"].to_pylist(), stores))
     assert found == [[f"text {number}" for number in range(NUM_ITEMS)]] * 4

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medley.data.batches import Stacked
 from medley.data.fetching import store_of_process, stream_blocks
+from medley.data.node_cache import NodeCache
 from medley.data.prepared import PreparedData
 from medley.data.preparing import ItemPreparer, in_order_of_use
 from medley.data.reused_memory import ReusedMemory
@@ -41,12 +42,12 @@ class FinishedInputs:
 class ClusterDecoder:
     """Has windows decoded, `num_tasks` at a time; each task takes one logical CPU of the cluster, which must have them free beside the trainers."""
 
-    def __init__(self, data: PreparedData, encoders: Mapping[str, Encoder], columns: Mapping[str, str], num_tasks: int, cache_folder: str | None):
+    def __init__(self, data: PreparedData, encoders: Mapping[str, Encoder], columns: Mapping[str, str], num_tasks: int, cache: NodeCache):
         self.data = data
         self.encoders = encoders
         self.columns = columns
         self.num_tasks = num_tasks
-        self.cache_folder = cache_folder
+        self.cache = cache
         self.memory: dict[str, ReusedMemory] = {}
 
     @cached_property
@@ -56,7 +57,7 @@ class ClusterDecoder:
 
     def decode(self, windows: Iterable[Sequence[np.ndarray]]) -> Iterator[FinishedInputs]:
         """Inputs of each micro-batch of each window, in order. windows: the items of their micro-batches."""
-        decode = partial(decode_window, shards=self.data.item_shards, preparing=self.preparing, cache_folder=self.cache_folder)
+        decode = partial(decode_window, shards=self.data.item_shards, preparing=self.preparing, cache=self.cache)
         blocks = (pa.table({ITEMS: pa.array(list(parts), pa.list_(pa.int32()))}) for parts in windows)
         for row in stream_blocks(blocks, decode, num_tasks=self.num_tasks, num_cpus=1, splits_outputs=True):
             yield self._finished(row)
@@ -78,11 +79,11 @@ class ClusterDecoder:
         return FinishedInputs(np.array(row[ITEMS][0].as_py()), inputs, present)
 
 
-def decode_window(window: pa.Table, shards: ItemShards, preparing: "ray.ObjectRef[Any]", cache_folder: str | None) -> Iterator[pa.Table]:
+def decode_window(window: pa.Table, shards: ItemShards, preparing: "ray.ObjectRef[Any]", cache: NodeCache) -> Iterator[pa.Table]:
     """A row for each micro-batch of a window, whose items are decoded once each (a Ray Data task)."""
     preparer = _preparer_of_process(preparing)
     parts = [np.array(items) for items in window[ITEMS].to_pylist()]
-    prepared = preparer.prepare(in_order_of_use(parts), store_of_process(shards, cache_folder))
+    prepared = preparer.prepare(in_order_of_use(parts), store_of_process(shards, cache))
     for items_U in parts:
         inputs, present = prepared.stack(items_U, preparer.encoders)
         tensors = {f"present/{name}/": mask_U for name, mask_U in present.items()}

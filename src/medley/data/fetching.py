@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
+from medley.data.node_cache import NodeCache
 from medley.data.prepared import PreparedData
 from medley.data.shards import ColumnValues, ItemShards, ItemStore
 from medley.schema import ITEM_INDEX
@@ -38,9 +39,7 @@ class FetchedItems:
         return [values[self._row_of_item[item]] for item in item_indices.tolist()]
 
 
-def fetched_windows(
-    data: PreparedData, columns: Sequence[str], windows: Iterable[np.ndarray], cache_folder: str | None
-) -> Iterator[tuple[np.ndarray, FetchedItems]]:
+def fetched_windows(data: PreparedData, columns: Sequence[str], windows: Iterable[np.ndarray], cache: NodeCache) -> Iterator[tuple[np.ndarray, FetchedItems]]:
     """Each window's items with their encoded values, in order, one window ahead."""
     pending: deque[np.ndarray] = deque()
 
@@ -49,20 +48,20 @@ def fetched_windows(
             pending.append(items_W)
             yield pa.table({ITEM_INDEX: pa.array(items_W, pa.int32())})
 
-    fetch = partial(fetch_items, shards=data.item_shards, columns=tuple(columns), cache_folder=cache_folder)
+    fetch = partial(fetch_items, shards=data.item_shards, columns=tuple(columns), cache=cache)
     for rows in stream_blocks(blocks(), fetch, num_tasks=2, num_cpus=FETCH_CPUS):
         yield pending.popleft(), FetchedItems(rows)
 
 
-def fetch_items(block: pa.Table, shards: ItemShards, columns: tuple[str, ...], cache_folder: str | None) -> pa.Table:
+def fetch_items(block: pa.Table, shards: ItemShards, columns: tuple[str, ...], cache: NodeCache) -> pa.Table:
     """The rows of a block's items as they lie in the prepared shards (a Ray Data task)."""
-    return store_of_process(shards, cache_folder).take(block[ITEM_INDEX].to_numpy(), columns)
+    return store_of_process(shards, cache).take(block[ITEM_INDEX].to_numpy(), columns)
 
 
 @lru_cache(maxsize=4)
-def store_of_process(shards: ItemShards, cache_folder: str | None) -> ItemStore:
+def store_of_process(shards: ItemShards, cache: NodeCache) -> ItemStore:
     """One reader per task process: shards stay mapped and verified between tasks."""
-    return ItemStore(shards, cache_folder)
+    return ItemStore(shards, cache)
 
 
 def stream_blocks(

@@ -1,9 +1,8 @@
 """Shards of prepared items, Arrow IPC with the same number of rows each: read by item index."""
 
-import hashlib
 import math
-import tempfile
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,16 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from medley.manifest import join_uri, open_storage, read_bytes, write_bytes
+from medley.data.node_cache import NodeCache, file_hash
+from medley.manifest import join_uri, open_storage
 from medley.schema import ITEM_INDEX, InputError
 
 MIN_ITEMS_PER_SHARD, MAX_ITEMS_PER_SHARD = 2**8, 2**14
 SHARD_BYTES = 2**23
 """what the raw items of a shard have about, where the bounds allow it: few large files for light items, few items for a task that decodes media"""
+
+MAX_OPEN_SHARDS = 2**14
+"""of a process; Linux allows 65,530 memory maps in all"""
 
 
 def items_per_shard(item_bytes: float) -> int:
@@ -50,19 +53,17 @@ class ItemShards:
 class ItemStore:
     """Reads prepared items by index from memory-mapped shards; each shard's hash is checked once per process before its first row is given.
 
-    A shard on remote storage is copied whole into `cache_folder` (default: the system's temporary folder) when it is first read on a node; every
-    process of the node then maps that copy, whose name is the shard's hash. A damaged copy is made again. Copies are kept, and nobody
-    removes them: the folder needs room for the shards that this node reads. Safe to use from several threads and processes.
+    A shard on remote storage is copied whole into the node's cache when it is first read there; every process of the node then maps that copy.
+    At most MAX_OPEN_SHARDS are mapped, the least recently used ones go. Safe to use from several threads and processes.
 
     Once per process, not once per node: a mark left by another process would hide what happened to the disk since (a flipped bit changes neither
     size nor time), and hashing costs 0.7 s of CPU per GB, a twentieth of decoding 256-pixel pictures once.
     """
 
-    def __init__(self, shards: ItemShards, cache_folder: str | None = None):
+    def __init__(self, shards: ItemShards, cache: NodeCache = NodeCache()):  # noqa: B008  # frozen
         self.shards = shards
-        self.cache_folder = cache_folder or tempfile.gettempdir()
-        self._shards: dict[int, pa.Table] = {}
-        self._columns: dict[tuple[int, str], ColumnValues] = {}
+        self.cache = cache
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
     def take(self, item_indices: np.ndarray, columns: Sequence[str]) -> pa.Table:
@@ -71,7 +72,7 @@ class ItemStore:
         order = np.argsort(item_indices // size, kind="stable")
         in_order = item_indices[order]
         starts = np.flatnonzero(np.diff(in_order // size, prepend=-1))
-        pieces = [self._shard(int(items[0]) // size).select(columns).take(pa.array(items % size)) for items in np.split(in_order, starts[1:])]
+        pieces = [self._shard(int(items[0]) // size).table.select(columns).take(pa.array(items % size)) for items in np.split(in_order, starts[1:])]
         table = pa.concat_tables(pieces)
         if not np.array_equal(order, np.arange(len(order))):  # windows ask in order of the items, and another take would copy all bytes again
             table = table.take(pa.array(np.argsort(order)))
@@ -85,30 +86,26 @@ class ItemStore:
     def values(self, item_indices: np.ndarray, column: str) -> list[Any]:
         """A column's values of these items in this order, None where an item has none. Bytes are views of the mapped shards, not copies."""
         size = self.shards.items_per_shard
-        return [self._column(item // size, column)[item % size] for item in item_indices.tolist()]
+        return [self._shard(item // size).column(column)[item % size] for item in item_indices.tolist()]
 
-    def _column(self, number: int, name: str) -> "ColumnValues":
-        if (number, name) not in self._columns:
-            self._columns[number, name] = ColumnValues(self._shard(number)[name])
-        return self._columns[number, name]
-
-    def _shard(self, number: int) -> pa.Table:
+    def _shard(self, number: int) -> "OpenShard":
         with self._lock:
-            if number not in self._shards:
-                self._shards[number] = self._open(number)
-            return self._shards[number]
+            if number in self._open:
+                self._open.move_to_end(number)
+            else:
+                self._open[number] = OpenShard(self._map(number))
+                if len(self._open) > MAX_OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            return self._open[number]
 
-    def _open(self, number: int) -> pa.Table:
+    def _map(self, number: int) -> pa.Table:
         uri, name, digest = self.shards.uri, shard_name(number), self.shards.sha256[number]
-        place = join_uri(uri, name)
-        filesystem, path = open_storage(place)
-        is_local = isinstance(filesystem, pa.fs.LocalFileSystem)
-        local = Path(path) if is_local else Path(self.cache_folder) / f"medley-{digest}.arrow"
-        found = _hash(local) if local.exists() else None
-        if found != digest and not is_local:
-            write_bytes(str(local), read_bytes(place))
-            found = _hash(local)
-        if found is None:
+        filesystem, path = open_storage(join_uri(uri, name))
+        if not isinstance(filesystem, pa.fs.LocalFileSystem):
+            local, found = self.cache.copy(join_uri(uri, name), digest)
+        elif (local := Path(path)).exists():
+            found = file_hash(local)
+        else:
             raise InputError(f"shard '{name}' is missing from '{uri}'", "every file of its manifest", "remove the folder, run jobs.prepare again")
         if found != digest:
             raise InputError(
@@ -117,6 +114,20 @@ class ItemStore:
                 "remove the folder, run jobs.prepare again",
             )
         return pa.ipc.open_file(pa.memory_map(str(local))).read_all()
+
+
+class OpenShard:
+    """A mapped shard, and the columns that were read by row."""
+
+    def __init__(self, table: pa.Table):
+        self.table = table
+        self._columns: dict[str, ColumnValues] = {}
+
+    def column(self, name: str) -> "ColumnValues":
+        """A column's values by row."""
+        if name not in self._columns:
+            self._columns[name] = ColumnValues(self.table[name])
+        return self._columns[name]
 
 
 class ColumnValues:
@@ -138,7 +149,3 @@ class ColumnValues:
         if self._bytes is not None:
             return self._bytes[self._offsets[row] : self._offsets[row + 1]]
         return self._array[row].as_py()
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(pa.memory_map(str(path)).read_buffer()).hexdigest()

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from medley.data.batches import BatchMaker, ItemInputs, PreparedItems
 from medley.data.cluster_decoding import ClusterDecoder
 from medley.data.fetching import fetched_windows
+from medley.data.node_cache import NodeCache
 from medley.data.preparing import ItemPreparer, ValueSource, in_order_of_use
 from medley.data.shards import ItemStore
 from medley.encoders import Encoder
@@ -50,7 +51,14 @@ class StreamConfig(BaseModel):
     """catalogues whose item shards take at most this are mapped by every rank (from copies on its node where storage is remote); the items of larger ones
     are read by Ray Data tasks, anywhere in the cluster, and cross the object store"""
     cache_folder: str | None = None
-    """folder of each node for copies of the shards of a data set on remote storage, made as they are read and kept; null: the system's temporary folder"""
+    """folder of each node for copies of the shards of a data set on remote storage, made as they are read; null: the system's temporary folder"""
+    max_cache_bytes: int | None = Field(default=None, ge=0)
+    """most bytes of those copies; the least recently opened ones go. null: no limit, the folder needs room for all shards that its node reads"""
+
+    @property
+    def cache(self) -> NodeCache:
+        """Where copies of remote shards lie on a node."""
+        return NodeCache(self.cache_folder, self.max_cache_bytes)
 
 
 class BatchStream:
@@ -65,8 +73,8 @@ class BatchStream:
         self.window_thread = ThreadPoolExecutor(1, thread_name_prefix="window")
         self.batch_thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self.preparer = ItemPreparer(encoders, columns, self.threads)
-        self.cluster = ClusterDecoder(maker.data, encoders, columns, config.decode_threads, config.cache_folder)
-        self.store = ItemStore(maker.data.item_shards, config.cache_folder)
+        self.cluster = ClusterDecoder(maker.data, encoders, columns, config.decode_threads, config.cache)
+        self.store = ItemStore(maker.data.item_shards, config.cache)
 
     def close(self) -> None:
         """End the threads."""
@@ -120,7 +128,7 @@ class BatchStream:
 
         encoded: Iterable[tuple[np.ndarray, ValueSource]] = ((items_W, self.store) for items_W in items())
         if self.encoded_bytes > self.config.max_mapped_bytes:
-            encoded = fetched_windows(self.maker.data, self.preparer.columns, items(), self.config.cache_folder)
+            encoded = fetched_windows(self.maker.data, self.preparer.columns, items(), self.config.cache)
         for prepared in one_ahead(starmap(self.preparer.prepare, encoded), self.window_thread):
             yield from [prepared] * num_parts.popleft()
 
