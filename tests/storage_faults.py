@@ -20,8 +20,10 @@ import pytest
 import torch
 
 from medley.manifest import staged_folder, write_bytes
-from medley.training.checkpoint import Progress, write_checkpoint
-from medley.training.engine import ModelState
+from medley.training.checkpoint import Progress
+from medley.training.checkpoint_parts import Snapshot, TensorSlice
+from medley.training.checkpoint_writing import CheckpointWriter
+from medley.training.seat import Seat
 
 FaultKind = Literal["500", "503", "reset", "hang", "slow", "cut", "flip"]
 """500, 503: that status, the request goes no further. reset: the connection ends without an answer. hang: no answer for `seconds`, then the
@@ -192,5 +194,6 @@ def write_folder(uri: str, files: dict[str, bytes]) -> dict:
 
 def save_checkpoint(folder: str, step: int) -> str:
     """A checkpoint of one weight, whose value is the step."""
-    model = ModelState({"weight": torch.full((1000,), float(step))}, {"weight/exp_avg": torch.zeros(3)}, step)
-    return write_checkpoint(folder, model, Progress(step=step), None, {"workers": 1}, "f")
+    slices = [TensorSlice("weight", (1000,), 0, torch.full((1000,), float(step))), TensorSlice("weight/exp_avg", (3,), 0, torch.zeros(3))]
+    with CheckpointWriter(folder, "f", {"workers": 1}, keep=99, seat=Seat(0, 1), most_failures=1) as writer:
+        return writer.save(lambda: Snapshot(slices, step), Progress(step=step), None)

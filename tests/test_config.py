@@ -131,9 +131,9 @@ def test_a_value_out_of_range_is_refused(tmp_path: Path):
 
 
 def test_a_check_over_several_settings_has_its_own_words(tmp_path: Path):
-    error = refused(tmp_path, "name: a\nmodel:\n  encoders:\n    image: {kind: resnet, width: 16, weights: w.pth}\n")
+    error = refused(tmp_path, "name: a\nmodel:\n  encoders:\n    image: {kind: resnet, cache: true}\n")
     assert "line 4: 'model.encoders.image' is" in error.got
-    assert "weights with width 16" in error.expected
+    assert "train: frozen where cache is true" in error.expected
 
 
 @pytest.mark.parametrize(("kind", "hint"), [("gatd", "did you mean 'gated'?"), ("zzz", "choose one of them")])
@@ -222,7 +222,8 @@ def test_an_unknown_override_is_refused_without_a_line(tmp_path: Path):
 def test_relative_paths_become_absolute_and_uris_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     text = "name: a\nstorage: out\nconvert: {kind: catalogue, raw: raw, mapping: m.yaml}\ninputs: {tables: s3://b/t, prepared: p}\n"
-    text += "model:\n  encoders:\n    image: {kind: resnet, weights: w.pth}\n    text: {kind: transformer_text, path: minilm}\ntrain: {start_from: old}\n"
+    text += "model:\n  encoders:\n    image: {kind: torchvision, architecture: resnet18, weights: w.pth}\n"
+    text += "    text: {kind: transformer_text, path: minilm}\ntrain: {start_from: old}\n"
     run = load_run(write(tmp_path, text), ["search.space=space.yaml"])
     assert (run.storage, run.run_uri, run.prepared_root) == (f"{tmp_path}/out", f"{tmp_path}/out/runs/a", f"{tmp_path}/out/prepared")
     assert (run.convert.raw, run.convert.mapping) == (f"{tmp_path}/raw", f"{tmp_path}/m.yaml")

@@ -12,7 +12,7 @@ ROOMS = (
     *("schema", "storage", "manifest", "report_page", "media", "encoders", "data", "fusion", "users", "heads", "losses", "model", "metrics", "index"),
     *("training", "bundle", "serving", "search", "cluster"),
 )
-MAY_IMPORT_CONFIG = ("training/run.py", "serving/deployments.py", "search/", "cluster/")
+MAY_IMPORT_CONFIG = ("training/run.py", "training/fitting.py", "training/worker.py", "serving/deployments.py", "search/", "cluster/")
 HEAVY = {"deepspeed", "transformers", "torchvision", "torchaudio", "soundfile", "PIL", "optuna"}
 
 

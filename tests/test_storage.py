@@ -27,7 +27,7 @@ from medley.manifest import (
 from medley.media import MediaConfig
 from medley.schema import InputError
 from medley.storage import absolute_uri, beside_uri, join_uri, open_storage
-from medley.training.checkpoint import checkpoint_names, read_newest, remove_old
+from medley.training.checkpoint_choice import checkpoint_names, read_newest, remove_old
 from tests.conftest import TINY_MEDIA
 from tests.storage_faults import FACTS, save_checkpoint, write_folder
 
@@ -98,16 +98,16 @@ def test_a_replaced_folder_on_an_object_store_is_absent_until_the_new_one_is_who
 
 def test_checkpoints_on_an_object_store_are_written_chosen_and_removed(s3_root: str):
     names = [save_checkpoint(s3_root, step) for step in (1, 2, 3)]
-    write_bytes(join_uri(s3_root, "step-00000004", "weights.safetensors"), b"half")
+    write_bytes(join_uri(s3_root, "step-00000004", "part-00000.safetensors"), b"half")
     assert checkpoint_names(s3_root) == names
     newest = read_newest(s3_root)
     assert newest is not None
-    assert (newest.name, newest.model.weights["weight"][0].item()) == ("step-00000003", 3.0)
-    write_bytes(join_uri(s3_root, "step-00000003", "weights.safetensors"), b"damaged")
+    assert (newest.name, newest.state.tensor("weight")[0].item()) == ("step-00000003", 3.0)
+    write_bytes(join_uri(s3_root, "step-00000003", "part-00000.safetensors"), b"damaged")
     older = read_newest(s3_root)
     assert older is not None
     assert older.name == "step-00000002"
-    remove_old(s3_root, keep=1, best="step-00000001")
+    remove_old(s3_root, "step-00000003", keep=1, best="step-00000001")
     assert checkpoint_names(s3_root) == ["step-00000001", "step-00000003"]
 
 

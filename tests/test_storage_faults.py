@@ -24,7 +24,7 @@ from medley.manifest import (
 )
 from medley.schema import InputError
 from medley.storage import StorageError, join_uri
-from medley.training.checkpoint import read_newest
+from medley.training.checkpoint_choice import read_newest
 from tests.storage_faults import Fault, FaultKind, FaultProxy, save_checkpoint, storage_uri, write_folder
 
 
@@ -110,7 +110,7 @@ def test_an_outage_ends_a_resume_instead_of_choosing_an_older_checkpoint(s3_prox
     folder = s3_proxy.uri("resume")
     for step in (1, 2):
         save_checkpoint(folder, step)
-    s3_proxy.faults = [Fault("503", 2, "GET", "step-00000002/weights")]
+    s3_proxy.faults = [Fault("503", 2, "GET", "step-00000002/part")]
     with pytest.raises(StorageError, match="storage failed to read"):
         read_newest(folder)
     assert len(s3_proxy.spoiled) == 2
@@ -120,7 +120,7 @@ def test_an_outage_ends_a_resume_instead_of_choosing_an_older_checkpoint(s3_prox
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("file", ["weights", "optimizer", "state", "manifest"])
+@pytest.mark.parametrize("file", ["part-00000.safetensors", "part-00000.json", "state", "manifest"])
 def test_a_checkpoint_that_storage_refuses_leaves_the_one_before(file: str, s3_proxy: FaultProxy):
     folder = s3_proxy.uri(f"refused-{file}")
     save_checkpoint(folder, 1)
@@ -144,7 +144,7 @@ import sys
 import pyarrow as pa
 from medley.manifest import list_folder, read_bytes, write_bytes, write_parquet
 from medley.storage import StorageError
-from medley.training.checkpoint import read_newest
+from medley.training.checkpoint_choice import read_newest
 from tests.storage_faults import save_checkpoint, write_folder
 
 folder = sys.argv[1]

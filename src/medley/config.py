@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
@@ -58,6 +58,13 @@ class Run(BaseModel):
     evaluate: EvaluateConfig = EvaluateConfig()
     search: SearchConfig = SearchConfig()
     ablation: AblationConfig = AblationConfig()
+
+    @model_validator(mode="after")
+    def _check_tables(self) -> Self:
+        is_sharded = isinstance(self.train, GradientTrainConfig) and self.train.optimizer.table_update != "adamw"
+        if is_sharded and self.model.propagation is not None:
+            raise ValueError("train.optimizer.table_update adamw where model.propagation is set, which spreads whole tables")
+        return self
 
     @property
     def gradient(self) -> GradientTrainConfig:

@@ -47,17 +47,25 @@ def read_bytes(uri: str) -> bytes:
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """Write one file, whole or not at all: under a temporary name and renamed, or straight where an upload only shows when it is complete."""
+    with write_stream(uri) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def write_stream(uri: str) -> Iterator[pa.NativeFile]:
+    """One file to be written in pieces, as `write_bytes` does. Where folders cannot be renamed, a writer that raises leaves a cut file: a manifest, written
+    last, tells it from a whole one."""
     filesystem, path = open_storage(uri)
     with storage_failures("write", uri):
         if not can_rename(filesystem):
             with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+                yield stream
             return
         filesystem.create_dir(posixpath.dirname(path), recursive=True)
         temporary = f"{path}.tmp-{uuid.uuid4().hex[:8]}"
         try:
             with filesystem.open_output_stream(temporary) as stream:
-                stream.write(data)
+                yield stream
             filesystem.move(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -164,9 +172,11 @@ class StagedFolder:
         """URI of a file inside the folder while it is being written; Ray tasks may write there too."""
         return join_uri(self.uri, *parts)
 
-    def commit(self, kind: str, identity: str, *, parents: Mapping[str, str], counts: Mapping[str, Any], config: Any) -> dict[str, Any]:
-        """Hash every file, write the manifest, rename the folder into place; returns the manifest."""
-        manifest = write_manifest(self.uri, kind, identity, parents=parents, counts=counts, config=config)
+    def commit(
+        self, kind: str, identity: str, *, parents: Mapping[str, str], counts: Mapping[str, Any], config: Any, known: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Hash every file, write the manifest, rename the folder into place; returns the manifest. known: see `write_manifest`."""
+        manifest = write_manifest(self.uri, kind, identity, parents=parents, counts=counts, config=config, known=known)
         if self.renames:
             filesystem, root = open_storage(self.uri)
             with storage_failures("rename", self.uri):
@@ -176,9 +186,20 @@ class StagedFolder:
 
 
 def write_manifest(
-    uri: str, kind: str, identity: str, *, parents: Mapping[str, str], counts: Mapping[str, Any], config: Any, only: tuple[str, ...] = ("",)
+    uri: str,
+    kind: str,
+    identity: str,
+    *,
+    parents: Mapping[str, str],
+    counts: Mapping[str, Any],
+    config: Any,
+    only: tuple[str, ...] = ("",),
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Hash the files of a folder (or `only` some of its files and subfolders) and write its manifest; what makes the folder finished."""
+    """Hash the files of a folder (or `only` some of its files and subfolders) and write its manifest; what makes the folder finished.
+
+    known: file → size and SHA-256, of files whose writer hashed them as it wrote: they are not read again.
+    """
     filesystem, root = open_storage(uri)
     paths: list[str] = []
     with storage_failures("list", uri):
@@ -186,6 +207,7 @@ def write_manifest(
             info = filesystem.get_file_info(posixpath.join(root, name).rstrip("/"))
             found = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True)) if info.type == pafs.FileType.Directory else [info]
             paths += [entry.path for entry in found if entry.type == pafs.FileType.File]
+    names = [posixpath.relpath(path, root) for path in sorted(paths) if posixpath.basename(path) != MANIFEST]
     manifest = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
@@ -194,7 +216,7 @@ def write_manifest(
         "counts": dict(counts),
         "config": config,
         "versions": versions(),
-        "files": {posixpath.relpath(path, root): hash_file(filesystem, path) for path in sorted(paths) if posixpath.basename(path) != MANIFEST},
+        "files": {name: (known or {}).get(name) or hash_file(filesystem, posixpath.join(root, name)) for name in names},
     }
     write_bytes(join_uri(uri, MANIFEST), encode_manifest(manifest))
     return manifest

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from medley.encoders import Encoder, EncoderConfig
 from medley.encoders.cached import CachedEncoder
 from medley.encoders.frozen import build_frozen
+from medley.encoders.lengths import encode_by_length, encode_padded
 from medley.fusion import FusionConfig
 from medley.fusion.gated import GatedFusionConfig
 from medley.fusion.weights import modality_weights
@@ -17,10 +18,12 @@ from medley.heads import Head, HeadConfig
 from medley.heads.light_graph import LightGraph, LightGraphConfig
 from medley.heads.mf import MatrixFactorisationConfig
 from medley.heads.neighbours import NeighbourMean, NeighboursConfig
+from medley.losses.across_ranks import pooled_items
 from medley.schema import Batch
 from medley.users import UserConfig
 from medley.users.fields import one_field
 from medley.users.id import IdUserConfig
+from medley.users.table import MakeTable, dense_table
 
 
 class ItemIdConfig(BaseModel):
@@ -130,6 +133,8 @@ class RecommenderModel(nn.Module):
         user_vectors_BD, user_bias_B = self.head.user_side(user_fields_BFD, batch.user_index_B)
         if want == "users":
             return user_vectors_BD, user_bias_B
+        if batch.pool is not None:
+            item_vectors_UD, item_bias_U = pooled_items(item_vectors_UD, item_bias_U, batch.pool)
         return self.head(user_vectors_BD, item_vectors_UD, user_bias_B, item_bias_U), penalty_B, tokens_UMD, present_UM
 
     def encode_items(self, batch: Batch, item_table_ND: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -169,26 +174,22 @@ class RecommenderModel(nn.Module):
 
 
 def encode_rows(encoder: Callable[[Mapping[str, Tensor]], Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
-    """(P, D) vectors of P rows. The encoder sees up to a sixteenth more rows, of zeros like a dummy's: libraries of kernels prepare one for
-    every new shape, and P differs from step to step (measured on a CPU with two small networks: 15 to 20 % of the time). Frozen encoders see
-    to that themselves."""
+    """(P, D) vectors of P rows, in one call or, on CPUs, of texts a call for each length. Where ZeRO-3 has sharded the encoder, every call would gather
+    its weights anew, and ranks must make equally many: one. Frozen encoders see to lengths and shapes themselves."""
     if getattr(encoder, "is_frozen", False):
         return encoder(inputs)
-    num_rows = len(next(iter(inputs.values())))
-    step = max(1, 2 ** (num_rows.bit_length() - 5))
-    num_spare = -num_rows % step
-    if num_spare:
-        inputs = {name: torch.cat([rows, rows.new_zeros(num_spare, *rows.shape[1:])]) for name, rows in inputs.items()}
-    return encoder(inputs)[:num_rows]
+    is_sharded = isinstance(encoder, nn.Module) and any(hasattr(parameter, "ds_tensor") for parameter in encoder.parameters())
+    if getattr(encoder, "costs_by_length", False) and not is_sharded and all(values.device.type == "cpu" for values in inputs.values()):
+        return encode_by_length(encoder, inputs)
+    return encode_padded(encoder, inputs)
 
 
 def place_rows(vectors_PD: Tensor, present_mask_U: Tensor) -> Tensor:
     """Vectors of the present items at their places among all U, zeros elsewhere. With none present the one (dummy) row counts zero times,
-    so that its encoder still takes part in the step."""
-    placed_UD = vectors_PD.new_zeros(len(present_mask_U), vectors_PD.shape[1])
-    if not present_mask_U.any():
-        return placed_UD + 0 * vectors_PD.sum()
-    return placed_UD.index_copy(0, present_mask_U.nonzero().squeeze(1), vectors_PD)
+    so that its encoder still takes part in the step. The number of rows is known: a GPU need not be asked how many are present."""
+    rows_P = torch.nonzero_static(present_mask_U, size=len(vectors_PD), fill_value=0).squeeze(1)
+    kept_PD = vectors_PD * present_mask_U[rows_P].unsqueeze(-1)
+    return vectors_PD.new_zeros(len(present_mask_U), vectors_PD.shape[1]).index_copy(0, rows_P, kept_PD)
 
 
 def build_model(
@@ -203,19 +204,20 @@ def build_model(
     cached: Mapping[str, int] | None = None,
     neighbours_NK: Tensor | None = None,
     train_pairs: tuple[Tensor, Tensor] | None = None,
+    table: MakeTable = dense_table,
 ) -> RecommenderModel:
     """Build from flat facts of the data. assets: encoder → file name → bytes. pretrained=False: a checkpoint will fill the weights.
 
     cached: encoder → width of its vectors, for those whose vectors the batches bring from the feature cache. neighbours_NK: the item graph (see
-    heads/neighbours.py; None: a checkpoint will fill it). train_pairs: users and items of the train interactions, for propagation.
+    heads/neighbours.py; None: a checkpoint will fill it). train_pairs: users and items of the train interactions, for propagation. table: makes the
+    tables of users and items.
     """
     encoders = {name: _build_encoder(encoder, assets.get(name, {}), (cached or {}).get(name), pretrained) for name, encoder in config.encoders.items()}
     widths = {name: int(encoder.output_dimension) for name, encoder in encoders.items()}  # type: ignore[arg-type]  # every encoder has this number
     num_items, num_users = len(train_count_N), len(user_train_count_V)
     item_id = None
     if config.item_id is not None:
-        item_id = nn.Embedding(num_items, config.dimension)
-        nn.init.normal_(item_id.weight, std=config.item_id.initial_deviation if encoders else 0.1)
+        item_id = table(num_items, config.dimension, config.item_id.initial_deviation if encoders else 0.1)
     neighbours = propagation = None
     if config.item_id is not None and config.item_id.neighbours is not None:
         num_neighbours = config.item_id.neighbours.num_neighbours
@@ -227,8 +229,8 @@ def build_model(
         encoders,
         config.fusion.build(widths, config.dimension) if encoders else None,
         item_id,
-        config.users.build(user_train_count_V, num_categories, num_items, config.dimension),
-        config.head.build(num_users, num_items, config.dimension, mean_value),
+        config.users.build(user_train_count_V, num_categories, num_items, config.dimension, table),
+        config.head.build(num_users, num_items, config.dimension, mean_value, table),
         neighbours=neighbours,
         propagation=propagation,
         train_count_N=train_count_N,

@@ -86,6 +86,24 @@ class InputError(ValueError):
 
 
 @dataclass(frozen=True)
+class Pool:
+    """The items that one micro-batch of each rank was drawn with, together: the negatives of all their rows (data/pool.py).
+
+    W items, sorted, each once; S places of what each rank sends, as many for every rank. item_index_W, item_position_B: int64;
+    known_positive_mask_BW as in Batch.
+    """
+
+    num_ranks: int
+    sent_position_S: Tensor
+    """int64, places among U of the items that this rank sends, and zeros behind them"""
+    received_position_W: Tensor
+    """int64, where each of the W items stands among what the ranks send, one after the other"""
+    item_index_W: Tensor
+    item_position_B: Tensor
+    known_positive_mask_BW: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch: B interactions, the U unique items they and the histories name, each prepared once.
 
@@ -112,6 +130,8 @@ class Batch:
     """user attribute column -> int64 category, 0 for unknown"""
     uniform_negative_mask_U: Tensor | None = None
     """bool, the items that the plan drew uniformly as negatives of the whole global batch; None where the loss wants none"""
+    pool: Pool | None = None
+    """None: a micro-batch's own items are all there is"""
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
@@ -127,6 +147,8 @@ class Batch:
                 return function(value)
             if isinstance(value, Mapping):
                 return {key: apply(entry) for key, entry in value.items()}
+            if isinstance(value, Pool):
+                return replace(value, **{f.name: apply(getattr(value, f.name)) for f in fields(value)})
             return value
 
         return replace(self, **{f.name: apply(getattr(self, f.name)) for f in fields(self)})

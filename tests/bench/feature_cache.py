@@ -61,7 +61,8 @@ class Arm:
         from medley.training.assemble import assemble_model, assemble_stream, make_plan
         from medley.training.engine import TorchEngine
         from medley.training.evaluate import make_questions
-        from medley.training.loop import Seat, Training
+        from medley.training.loop import Training
+        from medley.training.seat import Seat
 
         model = assemble_model(run.model, data, assets, run.seed, pretrained=True, vectors=vectors)
         plan = make_plan(run.train, data, run.seed)
@@ -75,9 +76,8 @@ class Arm:
             questions=make_questions(data, "valid", run.evaluate),
             train_count_N=torch.from_numpy(data.train_count_N),
             seat=Seat(0, 1),
-            checkpoint_folder=None,
+            checkpoints=None,
             log=None,
-            identity="",
         )
         self.losses: list[float] = []
         self.num_steps = 0

@@ -1,6 +1,7 @@
 """Model folders and weight files that are refused, each with a message that says why; and the real ones that are not."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch
 from medley.encoders import stack_inputs
 from medley.encoders.images import normalise
 from medley.encoders.timm_image import TimmConfig
+from medley.encoders.transformer_audio import TransformerAudioConfig
 from medley.encoders.transformer_image import TransformerImageConfig
 from medley.encoders.transformer_text import TransformerTextConfig
 from medley.schema import InputError
+from tests.encoder_cases import Folders
 from tests.pretrained import convert_efficientnet_lite0, efficientnet_lite0_file, minilm_folder, package_folder
 
 BERT = {"model_type": "bert", "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+WHISPER = {"model_type": "whisper", "num_mel_bins": 80, "vocab_size": 9}
 VIT = {"model_type": "vit", "image_size": 32, "hidden_size": 16}
 
 
@@ -27,6 +31,7 @@ def folder(path: Path, files: dict[str, Any]) -> str:
 
 
 WHOLE_TEXT: dict[str, Any] = {"config.json": BERT, "tokenizer.json": {}, "model.safetensors": b""}
+WHOLE_SOUND: dict[str, Any] = {"config.json": WHISPER, "preprocessor_config.json": {}, "model.safetensors": b""}
 WHOLE_IMAGE: dict[str, Any] = {"config.json": VIT, "model.safetensors": b""}
 
 
@@ -42,7 +47,7 @@ WHOLE_IMAGE: dict[str, Any] = {"config.json": VIT, "model.safetensors": b""}
         ({"config.json": BERT, "tokenizer.json": {}}, r"has no weights; expected \*\.safetensors"),
         ({"config.json": BERT, "model.safetensors": b""}, r"has no tokenizer; expected one of tokenizer\.json"),
         (WHOLE_IMAGE, r"holds a model of type 'vit', for image; expected a model for text"),
-        (WHOLE_TEXT | {"config.json": {"model_type": "whisper", "num_mel_bins": 80, "vocab_size": 9}}, r"type 'whisper', for audio; expected a model for text"),
+        (WHOLE_TEXT | {"config.json": WHISPER}, r"type 'whisper', for audio; expected a model for text"),
         (WHOLE_TEXT | {"config.json": {"model_type": "clip", "vision_config": {}}}, r"type 'clip', for several modalities; expected a model for text"),
     ],
 )
@@ -57,11 +62,75 @@ def test_a_text_folder_that_cannot_be_used_is_refused_before_anything_is_loaded(
         (WHOLE_IMAGE | {"preprocessor_config.json": {"auto_map": {}}}, r"preprocessor_config\.json' has an 'auto_map'"),
         (WHOLE_TEXT, r"holds a model of type 'bert', for text; expected a model for image"),
         ({"config.json": VIT, "flax_model.msgpack": b""}, r"has its weights in flax_model\.msgpack"),
+        (WHOLE_SOUND, r"holds a model of type 'whisper', for audio; expected a model for image"),
+        (WHOLE_IMAGE | {"config.json": {"model_type": "clap", "audio_config": {}}}, r"type 'clap', for several modalities; expected a model for image"),
     ],
 )
 def test_an_image_folder_that_cannot_be_used_is_refused(tmp_path: Path, files: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         TransformerImageConfig(path=folder(tmp_path, files)).learn([])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (WHOLE_TEXT, r"holds a model of type 'bert', for text; expected a model for audio"),
+        (WHOLE_IMAGE, r"holds a model of type 'vit', for image; expected a model for audio"),
+        (WHOLE_SOUND | {"preprocessor_config.json": {"auto_map": {"AutoFeatureExtractor": "evil.F"}}}, r"preprocessor_config\.json' has an 'auto_map'"),
+        ({"config.json": WHISPER, "model.safetensors": b""}, r"has no preprocessor_config\.json; expected the settings of the model's feature extractor"),
+        ({"config.json": WHISPER, "preprocessor_config.json": {}, "model.pt": b"x"}, r"has its weights in model\.pt; expected \*\.safetensors"),
+    ],
+)
+def test_a_sound_folder_that_cannot_be_used_is_refused(tmp_path: Path, files: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        TransformerAudioConfig(path=folder(tmp_path, files)).learn([])
+
+
+def test_a_folder_from_scratch_needs_no_weights_but_everything_else(tmp_path: Path):
+    files = {name: content for name, content in WHOLE_TEXT.items() if name != "model.safetensors"}
+    path = folder(tmp_path, files)
+    assert set(TransformerTextConfig(path=path, from_scratch=True).learn([])) == {"config.json", "tokenizer.json"}
+    with pytest.raises(InputError, match="has no weights"):
+        TransformerTextConfig(path=path).learn([])
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        TransformerTextConfig(path=str(tmp_path / "absent"), from_scratch=True).learn([])
+
+
+def test_a_sound_model_of_an_unknown_type_or_without_own_pooling_is_refused(tmp_path: Path):
+    assets = {name: json.dumps(content).encode() for name, content in WHOLE_SOUND.items() if name != "model.safetensors"}
+    config = TransformerAudioConfig(path="whisper", pooling="own")
+    with pytest.raises(InputError, match="pooling: own for a model of type 'whisper', which pools nothing; expected pooling: mean"):
+        config.build(assets, pretrained=True)
+    assets["config.json"] = json.dumps({"model_type": "encodec", "num_mel_bins": 1}).encode()
+    with pytest.raises(InputError, match="'whisper' holds a sound model of type 'encodec'; expected one of audio-spectrogram-transformer, whisper, wav2vec2"):
+        config.build(assets, pretrained=True)
+
+
+def test_a_vision_model_without_patches_of_one_size_is_refused(tmp_path: Path):
+    from transformers import ResNetConfig, ResNetModel
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
+    ResNetModel(ResNetConfig(**sizes)).save_pretrained(tmp_path)
+    config = TransformerImageConfig(path=str(tmp_path))
+    with pytest.raises(InputError, match=r"a model of type 'resnet', which has no patches of one size all through; expected a vision transformer"):
+        config.build(config.learn([]), pretrained=True)
+
+
+def test_a_folder_whose_weights_lack_a_part_that_is_read_is_refused(tmp_path: Path, model_folder: Folders):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model_folder("vit"), tmp_path, dirs_exist_ok=True)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({name: value for name, value in state.items() if "pooler" not in name}, tmp_path / "model.safetensors", {"format": "pt"})
+    for pooling in ("mean", "cls"):  # a ViT saved for classification has no pooler, and needs none here
+        config = TransformerImageConfig(path=str(tmp_path), pooling=pooling)
+        config.build(config.learn([]), pretrained=True)
+    with pytest.raises(InputError, match=r"have no 'pooler\.dense\.weight' of the shape .* \(2 names missing\); expected the weights of this ViTModel"):
+        TransformerImageConfig(path=str(tmp_path), pooling="own").build(config.learn([]), pretrained=True)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"intermediate_size": 40}))
+    with pytest.raises(InputError, match=r"have no 'layers\.0\.mlp\.fc1\.weight' of the shape that config\.json asks for"):
+        config.build(config.learn([]), pretrained=True)
 
 
 def test_a_model_folder_with_cut_weights_is_refused(tmp_path: Path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medley.config import Run, make_run
+from tests.training.two_ranks import TwoRanks, two_ranks
 
 TinyRun = Callable[..., Run]
 
@@ -69,3 +70,10 @@ def process_group() -> Iterator[None]:
         torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
         yield
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="package")
+def ranks() -> Iterator[TwoRanks]:
+    """Two gloo ranks without Ray, see `two_ranks`."""
+    with two_ranks() as call:
+        yield call

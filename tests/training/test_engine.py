@@ -1,6 +1,9 @@
 """Engines: the arithmetic of a step, state by name in and out; DeepSpeed in one process over a gloo group of its own. No Ray."""
 
+import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +14,10 @@ from medley.encoders.logmel_cnn import LogMelCnnConfig
 from medley.encoders.resnet import ResNetConfig
 from medley.heads.mf import MatrixFactorisationConfig
 from medley.model import ModelConfig, build_model
+from medley.training.checkpoint import load_weights
+from medley.training.checkpoint_parts import StoredState, write_part
 from medley.training.config import EngineConfig, OptimizerConfig
-from medley.training.engine import DeepSpeedEngine, Engine, ModelState, TorchEngine, deepspeed_settings, learning_rate_factor, parameter_groups
+from medley.training.engine import DeepSpeedEngine, Engine, TorchEngine, deepspeed_settings, learning_rate_factor, parameter_groups
 
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerConfig(learning_rate=0.03, table_learning_rate=0.1, weight_decay=0.1)
@@ -49,12 +54,20 @@ def train(engine: Engine, first: int, num_steps: int) -> list[float]:
     return losses
 
 
-def resumed(build: Callable[[nn.Module], Engine], state: ModelState) -> Engine:
+def stored(engine: Engine) -> StoredState:
+    """The state of an engine that is alone, through a file."""
+    snapshot = engine.snapshot()
+    folder = tempfile.mkdtemp()
+    write_part(folder, 0, snapshot.slices)
+    return StoredState(folder, [json.loads(Path(folder, "part-00000.json").read_text())], snapshot.num_steps)
+
+
+def resumed(build: Callable[[nn.Module], Engine], state: StoredState) -> Engine:
     model = Chain()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(9.0)
-    model.load_state_dict(state.weights)
+    load_weights(model, state)
     engine = build(model)
     engine.restore(state, prime=lambda: engine.forward(torch.arange(4))[0].sum())
     return engine
@@ -72,20 +85,23 @@ def deepspeed_engine(model: nn.Module, precision: str = "fp32", stage: int = 2) 
 def test_a_restored_torch_engine_goes_on_bit_by_bit() -> None:
     engine = torch_engine(Chain())
     train(engine, 0, 3)
-    state = engine.export()
+    state = stored(engine)
     assert state.num_steps == 3
-    assert {name.rpartition("/")[0] for name in state.optimizer} == set(dict(Chain().named_parameters()))
+    assert {name.rpartition("/")[0] for name in state.entries if "/" in name} == set(dict(Chain().named_parameters()))
     unbroken = train(engine, 3, 3)
     assert train(resumed(torch_engine, state), 3, 3) == unbroken
 
 
-def test_an_export_is_a_copy_that_later_steps_do_not_touch() -> None:
+def test_a_snapshot_is_a_copy_that_later_steps_do_not_touch_and_the_next_snapshot_reuses_its_memory() -> None:
     engine = torch_engine(Chain())
     train(engine, 0, 1)
-    state = engine.export()
-    before = {name: value.clone() for name, value in {**state.weights, **state.optimizer}.items()}
+    snapshot = engine.snapshot()
+    before = {each.name: each.values.clone() for each in snapshot.slices}
     train(engine, 1, 2)
-    assert all(torch.equal(value, before[name]) for name, value in {**state.weights, **state.optimizer}.items())
+    assert all(torch.equal(each.values, before[each.name]) for each in snapshot.slices)
+    again = engine.snapshot()
+    assert [each.values.data_ptr() for each in again.slices] == [each.values.data_ptr() for each in snapshot.slices]
+    assert not torch.equal(snapshot.slices[0].values, before[snapshot.slices[0].name])
 
 
 def test_two_micro_batches_are_one_batch_of_both() -> None:
@@ -98,18 +114,18 @@ def test_two_micro_batches_are_one_batch_of_both() -> None:
             halves.step(1.0)
         whole.backward((whole.forward(items_B)[0] - step).square().mean())
         whole.step(1.0)
-    by_halves, at_once = halves.export(), whole.export()
+    by_halves, at_once = stored(halves), stored(whole)
     assert by_halves.num_steps == at_once.num_steps == 3
-    for name, value in at_once.optimizer.items():  # the first moment is the gradient itself, up to its decay
-        torch.testing.assert_close(by_halves.optimizer[name], value, rtol=1e-5, atol=1e-7)
+    for name in at_once.entries:  # the first moment is the gradient itself, up to its decay
+        if "/" in name:
+            torch.testing.assert_close(by_halves.tensor(name), at_once.tensor(name), rtol=1e-5, atol=1e-7)
 
 
 def test_the_whole_gradient_is_clipped_to_its_largest_norm() -> None:
     engine = TorchEngine(Chain(), OptimizerConfig(gradient_clipping=0.5), {}, 1)
     engine.backward(1000 * engine.forward(torch.arange(4))[0].sum())
     engine.step(1.0)
-    moments = engine.export().optimizer
-    squares = sum(value.square().sum() for name, value in moments.items() if name.endswith("/exp_avg"))
+    squares = sum(each.values.square().sum() for each in engine.snapshot().slices if each.name.endswith("/exp_avg"))
     # The first moment after one step is (1 - 0.9) of the gradient.
     assert squares.sqrt().item() == pytest.approx(0.05, rel=1e-4)
 
@@ -189,18 +205,18 @@ def test_deepspeed_understands_our_settings(process_group: None, precision: str,
 def test_a_deepspeed_run_goes_on_at_every_other_stage(process_group: None, precision: str, stage: int) -> None:
     engine = deepspeed_engine(Chain(), precision, stage)
     train(engine, 0, 3)
-    state = engine.export()
+    state = stored(engine)
     unbroken = train(engine, 3, 3)
     assert state.num_steps == 3
-    assert {value.dtype for name, value in state.weights.items() if name != "count_N"} == {torch.float32}
+    assert {entry.dtype for name, entry in state.entries.items() if name != "count_N"} == {torch.float32}
     for other_precision, other_stage in HELD:
         if other_precision == precision:
             other = resumed(lambda model, held=(precision, other_stage): deepspeed_engine(model, *held), state)  # type: ignore[misc]
-            again = other.export()
+            again = stored(other)
             assert again.num_steps == 3
             # Bit by bit, the float32 master weights of bf16 included.
-            assert all(torch.equal(again.weights[name], value) for name, value in state.weights.items())
-            assert all(torch.equal(again.optimizer[name], value) for name, value in state.optimizer.items())
+            assert again.entries == state.entries
+            assert all(torch.equal(again.tensor(name), state.tensor(name)) for name in state.entries)
             assert train(other, 3, 3) == pytest.approx(unbroken, abs=1e-6)
 
 
@@ -210,14 +226,14 @@ def test_deepspeed_steps_as_plain_torch_does(process_group: None) -> None:
         assert train(deepspeed_engine(Chain(), "fp32", stage), 0, 6) == pytest.approx(plain, abs=1e-6)
 
 
-def test_frozen_weights_are_exported_too(process_group: None) -> None:
+def test_frozen_weights_are_written_too(process_group: None) -> None:
     for stage in range(4):
         model = Chain()
         model.mix.requires_grad_(False)
         weight = model.mix.weight.detach().clone()
         engine = deepspeed_engine(model, "fp32", stage)
         train(engine, 0, 1)
-        state = engine.export()
-        assert set(state.weights) == set(Chain().state_dict())
-        assert torch.equal(state.weights["mix.weight"], weight)
-        assert not any(name.startswith("mix.") for name in state.optimizer)
+        state = stored(engine)
+        assert {entry.name for entry in state.weights()} == set(Chain().state_dict())
+        assert torch.equal(state.tensor("mix.weight"), weight)
+        assert not any(name.startswith("mix.") and "/" in name for name in state.entries)

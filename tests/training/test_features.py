@@ -18,8 +18,9 @@ from medley.training.checkpoint import Progress
 from medley.training.engine import TorchEngine
 from medley.training.evaluate import make_questions
 from medley.training.features import read_vectors
-from medley.training.loop import Seat, Training, train_epoch
+from medley.training.loop import Training, train_epoch
 from medley.training.run import feature_cache, fit, read_assets_of
+from medley.training.seat import Seat
 from medley.training.start import read_weights_of
 from tests.training.conftest import TinyRun
 
@@ -43,9 +44,8 @@ def epoch_of(run: Run, data: PreparedData, *, is_cached: bool) -> tuple[dict[str
         questions=make_questions(data, "valid", run.evaluate),
         train_count_N=torch.from_numpy(data.train_count_N),
         seat=Seat(0, 1),
-        checkpoint_folder=None,
+        checkpoints=None,
         log=None,
-        identity="",
     )
     progress = Progress()
     train_epoch(training, progress)

@@ -18,13 +18,17 @@ from medley.data.prepared import PreparedData
 from medley.index.scorer import Scorer
 from medley.manifest import staged_folder, write_parquet
 from medley.media import encode_flac, encode_jpeg
-from medley.schema import PREPARED_INTERACTIONS_SCHEMA, Batch, InputError
+from medley.schema import PREPARED_INTERACTIONS_SCHEMA, Batch
 from medley.training.assemble import assemble_model, make_plan
 from medley.training.baselines import popularity_scorer
-from medley.training.checkpoint import Progress, read_checkpoint
+from medley.training.checkpoint import Progress, load_weights
+from medley.training.checkpoint_choice import read_checkpoint
+from medley.training.checkpoint_writing import CheckpointWriter
 from medley.training.engine import TorchEngine
 from medley.training.evaluate import EvaluateConfig, Questions, VectorRanker, make_questions, rank_users, summarise
-from medley.training.loop import Seat, Training, train, train_epoch, train_step
+from medley.training.faults import LossNotFiniteError
+from medley.training.loop import Training, train, train_epoch, train_step
+from medley.training.seat import Seat
 
 NUM_GROUPS, NUM_WARM, NUM_COLD, NUM_USERS = 4, 60, 20, 40
 """Item i and user u belong to group i mod 4 and u mod 4; users have items of their own group only."""
@@ -122,9 +126,8 @@ def training_of(data: PreparedData, modality: str, folder: Path | None = None, *
         questions=make_questions(data, "valid", run.evaluate),
         train_count_N=torch.from_numpy(data.train_count_N),
         seat=Seat(0, 1),
-        checkpoint_folder=str(folder) if folder else None,
+        checkpoints=CheckpointWriter(str(folder), "feedc0ffee123456", {}, keep=run.train.keep_checkpoints, seat=Seat(0, 1)) if folder else None,
         log=None,
-        identity="feedc0ffee123456",
     )
 
 
@@ -204,8 +207,8 @@ def test_a_run_goes_on_from_a_checkpoint_within_an_epoch_bit_by_bit(planted: Pre
     assert checkpoint.progress.step_losses == whole.history[1]["step_losses"][:2]
     assert read_checkpoint(str(tmp_path), "step-00000014").progress.step_losses == []
     training = training_of(planted, "text", **settings)
-    training.engine.model.load_state_dict(checkpoint.model.weights)
-    training.engine.restore(checkpoint.model, prime=None)
+    load_weights(training.engine.model, checkpoint.state)
+    training.engine.restore(checkpoint.state, prime=None)
     resumed = train(training, checkpoint.progress)
     for field in ("epoch", "first_step", "step_losses", "loss", "valid"):
         assert [epoch[field] for epoch in resumed.history] == [epoch[field] for epoch in whole.history]
@@ -217,8 +220,8 @@ def test_an_epoch_resumed_twice_keeps_the_losses_of_all_its_parts(planted: Prepa
     for step in (2, 4):  # the second resume starts from what the first one wrote
         checkpoint = read_checkpoint(str(tmp_path), f"step-{step:08d}")
         training = training_of(planted, "text", tmp_path, **settings)
-        training.engine.model.load_state_dict(checkpoint.model.weights)
-        training.engine.restore(checkpoint.model, prime=None)
+        load_weights(training.engine.model, checkpoint.state)
+        training.engine.restore(checkpoint.state, prime=None)
         resumed = train(training, checkpoint.progress)
         assert resumed.history[0]["step_losses"] == whole.history[0]["step_losses"]
 
@@ -238,6 +241,6 @@ def test_a_loss_that_is_not_finite_is_named_with_its_batch_and_no_checkpoint_is_
         return replace(made, row_weight_B=torch.full_like(made.row_weight_B, torch.nan)) if place == (0, 4, 1) else made
 
     object.__setattr__(training.stream.maker, "batch", batch_with_a_bad_weight)
-    with pytest.raises(InputError, match=r"the loss of epoch 0, global batch 4, micro-batch 1 is nan; expected a finite number; lower"):
+    with pytest.raises(LossNotFiniteError, match=r"the loss of epoch 0, global batch 4, micro-batch 1 is nan; expected a finite number; lower"):
         train(training, Progress())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]

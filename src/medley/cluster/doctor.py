@@ -164,10 +164,10 @@ def _write_page(run: Run, checkup: Checkup, data: PreparedData | None, findings:
 
 def _check_resources(run: Run, address: str | None, nodes: list[Node]) -> list[Finding]:
     nodes += cluster_nodes() if address is not None else this_machine()
-    num_workers = getattr(run.train, "workers", 1)
+    num_workers = run.train.min_workers if isinstance(run.train, GradientTrainConfig) else getattr(run.train, "workers", 1)
     findings = check_resources(nodes, num_workers, run.train.cpus_per_worker, getattr(run.train, "use_gpu", False))
-    if isinstance(run.train, GradientTrainConfig) and run.train.num_micro_batches % num_workers:
-        what = f"train.workers={num_workers} does not divide train.num_micro_batches={run.train.num_micro_batches}"
+    if isinstance(run.train, GradientTrainConfig) and not run.train.world_sizes:
+        what = f"train.workers={run.train.workers} does not divide train.num_micro_batches={run.train.num_micro_batches}"
         findings.append(Finding("error", what, "change one of them (num_micro_batches changes the result, workers does not)"))
     return findings
 
@@ -179,7 +179,7 @@ def _check_memory(run: Run, data: PreparedData, nodes: list[Node], checkup: Chec
     assets = read_assets_of(run.run_uri) if has_assets else learn_assets(run.model.encoders, data)
     usable = [node for node in nodes if num_places(node, run.train.cpus_per_worker, run.train.use_gpu)]
     smallest = min(usable, key=lambda node: node.memory_bytes, default=None)
-    ranks_per_node = -(-run.train.workers // max(1, len(usable)))
+    ranks_per_node = -(-run.train.min_workers // max(1, len(usable)))
     place = Place(int(smallest.memory_bytes / ranks_per_node) if smallest else None, smallest.gpu_memory_bytes if smallest else None)
     checkup.memory, findings = check_memory(run.model, run.loss, run.train, run.stream, data, assets, run.seed, place)
     if checkup.memory is not None:

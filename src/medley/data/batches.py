@@ -11,10 +11,11 @@ from torch import Tensor
 
 from medley.data.histories import Histories
 from medley.data.plan import Plan
+from medley.data.pool import make_pool
 from medley.data.prepared import PreparedData
 from medley.data.reused_memory import ReusedMemory, flattened
 from medley.encoders import Encoder, stack_inputs
-from medley.schema import Batch
+from medley.schema import Batch, Pool
 
 Stacked = tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]
 """Inputs per encoder over the items that have its modality (one dummy row when none has), and the presence masks over all of them."""
@@ -91,6 +92,8 @@ class BatchMaker:
     """True: every micro-batch holds all items (full softmax)"""
     num_uniform_negatives: int = 0
     """items that training sees, drawn uniformly by the plan for each global batch and put into all its micro-batches"""
+    num_pooled_ranks: int = 1
+    """ranks whose micro-batches share their items as negatives; 1: none do"""
 
     @classmethod
     def create(
@@ -102,12 +105,13 @@ class BatchMaker:
         attribute_columns: Sequence[str],
         whole_catalogue: bool,
         num_uniform_negatives: int = 0,
+        num_pooled_ranks: int = 1,
     ) -> "BatchMaker":
         """history_length 0: no histories."""
         train = data.train
         histories = Histories.of_train(train.users, train.items, train.timestamps, data.num_users, history_length) if history_length else None
         attributes_V = {name: torch.from_numpy(data.user_categories(name)) for name in attribute_columns}
-        return cls(data, plan, histories, attributes_V, whole_catalogue, num_uniform_negatives)
+        return cls(data, plan, histories, attributes_V, whole_catalogue, num_uniform_negatives, num_pooled_ranks)
 
     @cached_property
     def everything_N(self) -> np.ndarray:
@@ -174,7 +178,17 @@ class BatchMaker:
             histories = [np.zeros(0, dtype=np.int32)] if self.histories is not None else []
         known_rows, known_items = self.data.train_lists.pairs(users)
         batch = self.assemble(place, users, items, item_index_U, weights, values, (known_rows, known_items), histories, inputs, encoders)
-        return replace(batch, uniform_negative_mask_U=torch.from_numpy(np.isin(item_index_U, negatives))) if len(negatives) else batch
+        if len(negatives):
+            batch = replace(batch, uniform_negative_mask_U=torch.from_numpy(np.isin(item_index_U, negatives)))
+        return replace(batch, pool=self._pool(place, items, item_index_U, known_rows, known_items)) if self.num_pooled_ranks > 1 else batch
+
+    def _pool(self, place: tuple[int, int, int], items: np.ndarray, item_index_U: np.ndarray, known_rows: np.ndarray, known_items: np.ndarray) -> Pool:
+        """The pool of the micro-batches that the ranks compute together: every num_pooled_ranks of the plan's that follow one another."""
+        epoch, global_batch, micro_batch = place
+        rank, negatives = micro_batch % self.num_pooled_ranks, self.uniform_negatives(epoch, global_batch)
+        together = range(micro_batch - rank, micro_batch - rank + self.num_pooled_ranks)
+        drawn = [np.union1d(self.data.train.items[self.plan.rows(epoch, global_batch, each)], negatives) for each in together]
+        return make_pool(drawn, rank, items, item_index_U, known_rows, known_items)
 
     def user_batch(self, users: np.ndarray, inputs: ItemInputs, encoders: Mapping[str, Encoder]) -> Batch:
         """These users after training, with their last train items as histories: what evaluation scores."""

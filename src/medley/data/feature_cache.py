@@ -38,7 +38,8 @@ from medley.data.feature_store import (
 )
 from medley.data.prepared import PreparedData
 from medley.encoders import Encoder, EncoderConfig, stack_inputs
-from medley.encoders.frozen import build_frozen
+from medley.encoders.frozen import SHAPES, build_frozen
+from medley.encoders.settings import TRAINING_FIELDS
 from medley.manifest import find_manifest, fingerprint
 from medley.schema import AUDIO, IMAGE
 
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 ITEMS_PER_PART = 512
 """What a task holds together, prepared, and what an interruption loses at most, per process."""
 
-IDLE_FIELDS = frozenset({"column", "train", "learning_rate", "cache", "path", "weights"})
+IDLE_FIELDS = TRAINING_FIELDS | {"column", "path", "weights", "from_scratch"}
 """Settings that leave an encoder's vectors alone, and where its weights came from: these count themselves."""
 
 
@@ -66,11 +67,11 @@ class EncoderSource:
     def settings(self) -> dict[str, Any]:
         """What a person reads in the manifest."""
         kept = {key: value for key, value in json.loads(self.config.model_dump_json()).items() if key not in IDLE_FIELDS}
-        return {"encoder": kept, "precision": self.precision, "device": self.device, "torch": torch.__version__}
+        return {"encoder": kept, "precision": self.precision, "device": self.device, "shapes": SHAPES, "torch": torch.__version__}
 
     @cached_property
     def identity(self) -> str:
-        """Of everything that decides a content's vector: settings, assets, weights, number format, kind of device, version of torch."""
+        """Of everything that decides a content's vector: settings, assets, weights, number format, kind of device, shapes of calls, version of torch."""
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(self.assets.items())}
         return fingerprint("features", self.settings, digests, hashlib.sha256(save(dict(self.weights))).hexdigest())
 

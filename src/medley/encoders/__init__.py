@@ -1,12 +1,14 @@
 """One modality in, one vector out.
 
 An encoder's file owns its configuration and its module. A configuration has `column` and two methods: `learn(values)` returns the assets
-(file name → bytes: tokenizer, vocabulary) that the encoder needs beside its weights; `build(assets, pretrained)` makes the module.
+(file name → bytes: tokenizer, vocabulary) that the encoder needs beside its weights; `make(assets, pretrained)` makes the module. What all share
+(training a part of it, LoRA, output norm, activation checkpointing) is in settings.py, whose `build` calls `make`.
 
 The module has `output_dimension`, `prepare(value)` (one item on the CPU, thread-safe, the same in training and serving; returns input
 name → tensor), `dummy()` (a prepared item of zeros) and `forward(inputs)` over P stacked items, (P, output_dimension).
 It may have one of two faster ways to prepare many items, with the same result: `prepare_into` where all items' inputs have one size,
 `prepare_many` where one call for all is cheaper. Media come as `bytes` or as a view of memory (`memoryview`).
+A deep network's module also has `blocks()`, its layers in order, and its configuration the base `LayeredSettings`.
 To add one: write the file, add it to the union below.
 """
 
@@ -19,15 +21,30 @@ from torch import Tensor
 
 from medley.encoders.features import FeaturesConfig
 from medley.encoders.logmel_cnn import LogMelCnnConfig
+from medley.encoders.logmel_recurrent import LogMelRecurrentConfig
+from medley.encoders.recurrent_text import RecurrentTextConfig
 from medley.encoders.resnet import ResNetConfig
 from medley.encoders.subword import SubwordConfig
 from medley.encoders.tags import TagsConfig
 from medley.encoders.timm_image import TimmConfig
+from medley.encoders.torchvision_image import TorchvisionConfig
+from medley.encoders.transformer_audio import TransformerAudioConfig
 from medley.encoders.transformer_image import TransformerImageConfig
 from medley.encoders.transformer_text import TransformerTextConfig
 
 EncoderConfig = Annotated[
-    SubwordConfig | TransformerTextConfig | ResNetConfig | TransformerImageConfig | TimmConfig | LogMelCnnConfig | TagsConfig | FeaturesConfig,
+    SubwordConfig
+    | RecurrentTextConfig
+    | TransformerTextConfig
+    | ResNetConfig
+    | TorchvisionConfig
+    | TimmConfig
+    | TransformerImageConfig
+    | LogMelCnnConfig
+    | LogMelRecurrentConfig
+    | TransformerAudioConfig
+    | TagsConfig
+    | FeaturesConfig,
     Field(discriminator="kind"),
 ]
 
@@ -61,6 +78,14 @@ class PreparesMany(Protocol):
 
     def prepare_many(self, values: Sequence[Any]) -> list[dict[str, Tensor]]:
         """`prepare` of each value."""
+
+
+@runtime_checkable
+class ReadsSound(Protocol):
+    """The configuration of an encoder of sounds."""
+
+    def reads_sample_rate_hz(self) -> int:
+        """The rate that the prepared clips must have."""
 
 
 def stack_inputs(prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ class FeaturesConfig(TrainableSettings):
         deviation_D = torch.where(deviation_D > 1e-8, deviation_D, torch.ones_like(deviation_D))
         return {"statistics.json": json.dumps({"mean": features_ND.mean(dim=0).tolist(), "deviation": deviation_D.tolist()}).encode()}
 
-    def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "FeaturesEncoder":
+    def make(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "FeaturesEncoder":
         """The module."""
         statistics = json.loads(assets["statistics.json"])
         return FeaturesEncoder(statistics["mean"], statistics["deviation"], normalise=self.normalise)
@@ -43,8 +43,8 @@ class FeaturesEncoder(nn.Module):
         super().__init__()
         self.output_dimension = len(mean)
         self.normalise = normalise
-        self.register_buffer("mean_D", torch.tensor(mean))
-        self.register_buffer("deviation_D", torch.tensor(deviation))
+        self.register_buffer("mean_D", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("deviation_D", torch.tensor(deviation, dtype=torch.float32))
 
     def prepare(self, value: Sequence[float]) -> dict[str, Tensor]:
         """(D,) float32."""
@@ -55,6 +55,6 @@ class FeaturesEncoder(nn.Module):
         return {"features": torch.zeros(self.output_dimension)}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(P, D)."""
-        features_PD = inputs["features"]
+        """(P, D), in the number format of the model's weights, which these buffers follow."""
+        features_PD = inputs["features"].to(self.mean_D.dtype)
         return (features_PD - self.mean_D) / self.deviation_D if self.normalise else features_PD

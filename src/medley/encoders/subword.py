@@ -1,17 +1,14 @@
 """Text from scratch: byte-pair subwords learned from the catalogue, their vectors averaged (fastText: Joulin et al. 2017)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from medley.encoders.byte_pairs import BytePairs, learn_byte_pairs
 from medley.encoders.settings import TrainableSettings
 from medley.schema import TEXT
-
-PAD, UNKNOWN = "[PAD]", "[UNK]"
 
 
 class SubwordConfig(TrainableSettings):
@@ -29,48 +26,35 @@ class SubwordConfig(TrainableSettings):
 
     def learn(self, values: Iterable[str]) -> dict[str, bytes]:
         """A byte-pair tokenizer of the train items' texts."""
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+        return learn_byte_pairs(values, self.vocabulary_size)
 
-        tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        trainer = trainers.BpeTrainer(vocab_size=self.vocabulary_size, special_tokens=[PAD, UNKNOWN], show_progress=False)
-        tokenizer.train_from_iterator(values, trainer)
-        return {"tokenizer.json": tokenizer.to_str().encode()}
-
-    def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "SubwordEncoder":
+    def make(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "SubwordEncoder":
         """The module over the learned vocabulary."""
-        return SubwordEncoder(assets["tokenizer.json"], self.dimension, self.max_tokens)
+        return SubwordEncoder(BytePairs(assets["tokenizer.json"], self.max_tokens), self.dimension)
 
 
 class SubwordEncoder(nn.Module):
     """Mean of the subword vectors, then a layer norm."""
 
-    def __init__(self, tokenizer_json: bytes, dimension: int, max_tokens: int):
+    def __init__(self, subwords: BytePairs, dimension: int):
         super().__init__()
-        from tokenizers import Tokenizer
-
         self.output_dimension = dimension
-        self.max_tokens = max_tokens
-        self.tokenizer = Tokenizer.from_buffer(tokenizer_json)
-        self.embedding = nn.Embedding(self.tokenizer.get_vocab_size(), dimension, padding_idx=0)
+        self.max_tokens = subwords.max_tokens
+        self.subwords = subwords
+        self.embedding = nn.Embedding(subwords.vocabulary_size, dimension, padding_idx=0)
         self.norm = nn.LayerNorm(dimension)
 
     def prepare(self, value: str) -> dict[str, Tensor]:
-        """Subword numbers, (T,) int64; a text without any becomes one unknown."""
-        ids = self.tokenizer.encode(value, add_special_tokens=False).ids[: self.max_tokens]
-        return {"token_ids": torch.tensor(ids or [1], dtype=torch.int64)}
+        """Subword numbers, (T,) int64."""
+        return self.subwords.prepare(value)
 
     def prepare_many(self, values: Sequence[str]) -> list[dict[str, Tensor]]:
-        """`prepare` of each, by one call of the tokenizer, in which other threads run."""
-        encodings = self.tokenizer.encode_batch_fast(list(values), add_special_tokens=False)
-        ids = [encoding.ids[: self.max_tokens] or [1] for encoding in encodings]
-        joined = torch.tensor(list(chain.from_iterable(ids)), dtype=torch.int64)
-        return [{"token_ids": part} for part in joined.split([len(own) for own in ids])]
+        """`prepare` of each."""
+        return self.subwords.prepare_many(values)
 
     def dummy(self) -> dict[str, Tensor]:
         """One padding token."""
-        return {"token_ids": torch.zeros(1, dtype=torch.int64)}
+        return self.subwords.dummy()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, D); padding does not count."""

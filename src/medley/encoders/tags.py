@@ -29,7 +29,7 @@ class TagsConfig(TrainableSettings):
         kept = [tag for tag, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])) if count >= self.min_items]
         return {"vocabulary.json": json.dumps(kept, ensure_ascii=False).encode()}
 
-    def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "TagsEncoder":
+    def make(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "TagsEncoder":
         """The module over the learned vocabulary."""
         return TagsEncoder(json.loads(assets["vocabulary.json"]), self.dimension)
 

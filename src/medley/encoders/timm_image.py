@@ -9,11 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medley.encoders.images import black_square, normalise, prepare_square, prepare_squares_into
-from medley.encoders.settings import TrainableSettings
+from medley.encoders.settings import LayeredSettings
 from medley.schema import IMAGE, InputError
 
+STAGES = ("layer1", "layer2", "layer3", "layer4", "s1", "s2", "s3", "s4")
+"""What timm calls the stages of ResNets and RegNets."""
 
-class TimmConfig(TrainableSettings):
+
+class TimmConfig(LayeredSettings):
     """A pretrained picture network by its name in timm."""
 
     kind: Literal["timm"] = "timm"
@@ -30,7 +33,7 @@ class TimmConfig(TrainableSettings):
         """Nothing is learned."""
         return {}
 
-    def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "TimmEncoder":
+    def make(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "TimmEncoder":
         """The module, with or without the weights."""
         network = build_network(self.architecture)
         made_for = network.pretrained_cfg
@@ -93,6 +96,13 @@ class TimmEncoder(nn.Module):
         self.side_pixels = side_pixels
         self.mean, self.std = mean, std
         self.output_dimension = int(network.num_features)
+
+    def blocks(self) -> list[nn.Module]:
+        """Layers of a transformer, stages of a convolutional network."""
+        for name in ("blocks", "stages", "layers"):
+            if hasattr(self.network, name):
+                return list(getattr(self.network, name).children())
+        return [part for name, part in self.network.named_children() if name in STAGES]
 
     def prepare(self, value: bytes) -> dict[str, Tensor]:
         """uint8 (3, side, side)."""

@@ -1,4 +1,4 @@
-"""Text by any transformers encoder from a local folder, its token vectors averaged."""
+"""Text by any transformers encoder from a local folder, its token vectors pooled."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -7,46 +7,57 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medley.encoders.settings import TrainableSettings
-from medley.encoders.transformer_files import build_model, read_assets, with_folder
+from medley.encoders.layers import find_blocks
+from medley.encoders.pooling import last_real, mean_over
+from medley.encoders.transformer_files import TransformerSettings, with_folder
 from medley.schema import TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Pooling = Literal["mean", "cls", "last"]
 
-class TransformerTextConfig(TrainableSettings):
+
+class TransformerTextConfig(TransformerSettings):
     """A pretrained text encoder (BERT, MiniLM, …)."""
 
     kind: Literal["transformer_text"] = "transformer_text"
     column: str = TEXT
     """string column"""
-    path: str
-    """local transformers folder with config, tokenizer and safetensors weights"""
     max_tokens: int = Field(default=64, ge=2)
     """longer texts are cut"""
+    pooling: Pooling = "mean"
+    """of the last layer's vectors: mean over the text's tokens (sentence-transformers: Reimers and Gurevych 2019); cls: the first token's; last: the
+    last token's, for models that read from left to right"""
 
     def learn(self, values: Iterable[str]) -> dict[str, bytes]:
         """Nothing is learned: the folder's configuration and tokenizer files."""
-        return read_assets(self.path, "text")
+        return self.read_assets("text")
 
-    def build(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "TransformerTextEncoder":
+    def make(self, assets: Mapping[str, bytes], *, pretrained: bool) -> "TransformerTextEncoder":
         """The module, with or without the folder's weights."""
         from transformers import AutoTokenizer
 
         tokenizer = with_folder(assets, lambda folder: AutoTokenizer.from_pretrained(folder, local_files_only=True))
-        return TransformerTextEncoder(build_model(assets, self.path, pretrained=pretrained), tokenizer, self.max_tokens)
+        return TransformerTextEncoder(self.load(assets, {"pooler"}, pretrained=pretrained), tokenizer, self.max_tokens, self.pooling)
 
 
 class TransformerTextEncoder(nn.Module):
-    """Mean over the real tokens of the last hidden state (sentence-transformers: Reimers and Gurevych 2019)."""
+    """The pooled last hidden state."""
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_tokens: int):
+    costs_by_length = True
+
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_tokens: int, pooling: Pooling):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.pooling = pooling
         self.output_dimension = model.config.hidden_size
+
+    def blocks(self) -> list[nn.Module]:
+        """The model's layers."""
+        return find_blocks(self.model)
 
     def prepare(self, value: str) -> dict[str, Tensor]:
         """Token numbers and their mask, (T,) int64 each."""
@@ -67,5 +78,6 @@ class TransformerTextEncoder(nn.Module):
         mask_PT = inputs["token_mask"].clone()
         mask_PT[:, 0] = 1
         hidden_PTD = self.model(input_ids=inputs["token_ids"], attention_mask=mask_PT).last_hidden_state
-        real_PT1 = mask_PT.unsqueeze(-1).to(hidden_PTD.dtype)
-        return (hidden_PTD * real_PT1).sum(dim=1) / real_PT1.sum(dim=1)
+        if self.pooling == "cls":
+            return hidden_PTD[:, 0]
+        return mean_over(hidden_PTD, mask_PT) if self.pooling == "mean" else last_real(hidden_PTD, mask_PT)

@@ -16,6 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from medley.users.table import MakeTable, dense_table
+
 
 class FactorisationMachineConfig(BaseModel):
     """Linear terms and all pairs of fields."""
@@ -26,9 +28,10 @@ class FactorisationMachineConfig(BaseModel):
     user_bias: bool = False
     """a learned bias per user: matters for ratings only, a softmax over items does not see it"""
 
-    def build(self, num_users: int, num_items: int, dimension: int, mean_value: float) -> "FactorisationMachine":
+    def build(self, num_users: int, num_items: int, dimension: int, mean_value: float, table: MakeTable = dense_table) -> "FactorisationMachine":
         """mean_value: μ, the mean rating of train; 0 for implicit data."""
-        return FactorisationMachine(num_users if self.user_bias else 0, num_items, dimension, mean_value)
+        user_bias = table(num_users, 1, deviation=0.0) if self.user_bias else None
+        return FactorisationMachine(user_bias, table(num_items, 1, deviation=0.0), dimension, mean_value)
 
 
 class FactorisationMachine(nn.Module):
@@ -39,13 +42,10 @@ class FactorisationMachine(nn.Module):
 
     global_bias: Tensor
 
-    def __init__(self, num_users: int, num_items: int, dimension: int, mean_value: float):
+    def __init__(self, user_bias: nn.Module | None, item_bias: nn.Module, dimension: int, mean_value: float):
         super().__init__()
-        self.item_bias = nn.Embedding(num_items, 1)
-        nn.init.zeros_(self.item_bias.weight)
-        self.user_bias = nn.Embedding(num_users, 1) if num_users else None
-        if self.user_bias is not None:
-            nn.init.zeros_(self.user_bias.weight)
+        self.item_bias = item_bias
+        self.user_bias = user_bias
         self.item_linear = nn.Linear(dimension, 1, bias=False)
         self.user_linear = nn.Linear(dimension, 1, bias=False)
         nn.init.zeros_(self.item_linear.weight)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from medley.heads.scale import LearnedScale, unit_length
+from medley.users.table import MakeTable, dense_table
 
 
 class MatrixFactorisationConfig(BaseModel):
@@ -24,25 +25,22 @@ class MatrixFactorisationConfig(BaseModel):
     learned_scale: bool = False
     """the inner product times a learned factor that starts at 1: a learned temperature is the loss's temperature divided by it"""
 
-    def build(self, num_users: int, num_items: int, dimension: int, mean_value: float) -> "MatrixFactorisation":
+    def build(self, num_users: int, num_items: int, dimension: int, mean_value: float, table: MakeTable = dense_table) -> "MatrixFactorisation":
         """mean_value: μ, the mean rating of train; 0 for implicit data."""
-        return MatrixFactorisation(
-            num_users if self.user_bias else 0, num_items if self.item_bias else 0, mean_value, cosine=self.cosine, learned_scale=self.learned_scale
-        )
+        user_bias = table(num_users, 1, deviation=0.0) if self.user_bias else None
+        item_bias = table(num_items, 1, deviation=0.0) if self.item_bias else None
+        return MatrixFactorisation(user_bias, item_bias, mean_value, cosine=self.cosine, learned_scale=self.learned_scale)
 
 
 class MatrixFactorisation(nn.Module):
-    """The biases; the vectors are the sums of the fields before it. num_users or num_items 0: no such bias."""
+    """The biases; the vectors are the sums of the fields before it. user_bias, item_bias: tables of width 1, None: no such bias."""
 
     global_bias: Tensor
 
-    def __init__(self, num_users: int, num_items: int, mean_value: float, *, cosine: bool = False, learned_scale: bool = False):
+    def __init__(self, user_bias: nn.Module | None, item_bias: nn.Module | None, mean_value: float, *, cosine: bool = False, learned_scale: bool = False):
         super().__init__()
-        self.user_bias = nn.Embedding(num_users, 1) if num_users else None
-        self.item_bias = nn.Embedding(num_items, 1) if num_items else None
-        for table in (self.user_bias, self.item_bias):
-            if table is not None:
-                nn.init.zeros_(table.weight)
+        self.user_bias = user_bias
+        self.item_bias = item_bias
         self.cosine = cosine
         self.scale = LearnedScale() if learned_scale else None
         self.register_buffer("global_bias", torch.tensor(float(mean_value)))

@@ -14,7 +14,7 @@ from medley.losses.alignment import alignment_loss
 from medley.losses.pairwise import BprConfig, bpr_loss
 from medley.losses.pointwise import BinaryCrossEntropyConfig, MeanSquaredErrorConfig, bce_loss, squared_error_loss
 from medley.losses.softmax import FullSoftmaxConfig, InBatchSoftmaxConfig, logq_of_batch, softmax_loss
-from medley.schema import Batch
+from medley.schema import Batch, Pool
 
 LossConfig = Annotated[
     InBatchSoftmaxConfig | FullSoftmaxConfig | BprConfig | BinaryCrossEntropyConfig | MeanSquaredErrorConfig,
@@ -22,7 +22,7 @@ LossConfig = Annotated[
 ]
 
 ModelOutput = tuple[Tensor, ...]
-"""scores (B, U); the user model's penalty per row (B,); tokens of the items' modalities (U, M, width) and which of them were there (U, M)."""
+"""scores (B, U), with a pool (B, W); the user model's penalty per row (B,); tokens of the items' modalities (U, M, width) and which were there (U, M)."""
 
 
 def batch_loss(config: LossConfig, output: ModelOutput, batch: Batch, train_count_N: Tensor, num_interactions: int, micro_batch_size: int) -> Tensor:
@@ -55,6 +55,8 @@ def _row_losses(config: LossConfig, scores_BU: Tensor, batch: Batch, train_count
 def _in_batch_softmax(
     config: InBatchSoftmaxConfig, scores_BU: Tensor, batch: Batch, train_count_N: Tensor, num_interactions: int, micro_batch_size: int
 ) -> Tensor:
+    if batch.pool is not None:
+        return _pooled_softmax(config, scores_BU, batch, batch.pool, train_count_N, num_interactions, micro_batch_size)
     # Items that only histories name were not drawn by popularity, so log q does not hold for them: they are no negatives.
     is_drawn_U = torch.zeros(scores_BU.shape[1], dtype=torch.bool, device=scores_BU.device).index_fill(0, batch.item_position_B, True)
     uniform_share: Tensor | float = 0.0
@@ -74,4 +76,21 @@ def _in_batch_softmax(
         temperature=config.temperature,
         log_correction_U=log_correction_U,
         excluded_mask_BU=excluded_mask_BU,
+    )
+
+
+def _pooled_softmax(
+    config: InBatchSoftmaxConfig, scores_BW: Tensor, batch: Batch, pool: Pool, train_count_N: Tensor, num_interactions: int, micro_batch_size: int
+) -> Tensor:
+    log_correction_W = None
+    if config.logq_correction:
+        uniform_share = (config.num_uniform_negatives / (train_count_N > 0).sum()).clamp(max=1.0)
+        log_correction_W = logq_of_batch(train_count_N[pool.item_index_W], num_interactions, micro_batch_size * pool.num_ranks, uniform_share)
+    return softmax_loss(
+        scores_BW,
+        pool.item_position_B,
+        batch.row_weight_B,
+        temperature=config.temperature,
+        log_correction_U=log_correction_W,
+        excluded_mask_BU=pool.known_positive_mask_BW if config.mask_known_positives else None,
     )

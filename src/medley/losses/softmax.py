@@ -23,6 +23,9 @@ class InBatchSoftmaxConfig(LossSettings):
     num_uniform_negatives: int = Field(default=0, ge=0)
     """Items that training sees, drawn uniformly for each global batch and added to the negatives of all its rows (mixed negative sampling,
     Yang et al. 2020): rare items become negatives too."""
+    across_ranks: bool = False
+    """True: the items of the micro-batches that all workers compute at a time are one pool of negatives, as if they were one micro-batch that many times
+    larger; train.workers then decides the result and stays as it is. A term for alignment keeps to a worker's own items."""
 
 
 class FullSoftmaxConfig(LossSettings):

@@ -23,11 +23,12 @@ from medley.data.memory import CatalogueVectors, MemoryStream
 from medley.data.prepared import PreparedData
 from medley.manifest import join_uri
 from medley.search.spaces import Space
-from medley.training.assemble import assemble_model, make_plan
+from medley.training.assemble import assemble_model, make_plan, table_maker
 from medley.training.checkpoint import Progress
 from medley.training.engine import TorchEngine
 from medley.training.evaluate import Questions, make_questions
-from medley.training.loop import Seat, Training, train_epoch
+from medley.training.loop import Training, train_epoch
+from medley.training.seat import Seat
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +88,9 @@ class TrialRecord:
 def assemble_trial(run: Run, inputs: TrialInputs) -> Training:
     """The parts of training for one configuration, over cached vectors, in this process."""
     data, vectors = inputs.data, inputs.vectors or CatalogueVectors({}, {})
-    run = override_run(run, {"train.epochs": run.search.trial_epochs})
-    model = assemble_model(run.model, data, {}, run.seed, pretrained=False, vectors=vectors)
+    run = override_run(run, {"train.epochs": run.search.trial_epochs, **_pooled_sizes(run)})
+    table = table_maker(run.gradient, run.seed, 0, 1, torch.device("cpu"))
+    model = assemble_model(run.model, data, {}, run.seed, pretrained=False, vectors=vectors, table=table)
     plan = make_plan(run.gradient, data, run.seed)
     maker = BatchMaker.create(
         data,
@@ -108,10 +110,17 @@ def assemble_trial(run: Run, inputs: TrialInputs) -> Training:
         questions=inputs.questions,
         train_count_N=torch.from_numpy(plan.expected_count_N(data.train_count_N)),
         seat=Seat(0, 1),
-        checkpoint_folder=None,
+        checkpoints=None,
         log=None,
-        identity="",
     )
+
+
+def _pooled_sizes(run: Run) -> dict[str, int]:
+    """Where the run's workers pool their items, its trials have them in one micro-batch: the same rows, the same loss."""
+    if not getattr(run.loss, "across_ranks", False):
+        return {}
+    train, num_ranks = run.gradient, run.gradient.max_workers
+    return {"train.micro_batch_size": train.micro_batch_size * num_ranks, "train.num_micro_batches": train.num_micro_batches // num_ranks, "train.workers": 1}
 
 
 def train_light(run: Run, inputs: TrialInputs) -> dict[str, Tensor]:

@@ -13,13 +13,14 @@ from medley.data.plan import Plan, derive_seed
 from medley.data.prepared import PreparedData
 from medley.data.sampling import PopularitySampling
 from medley.data.stream import BatchStream, StreamConfig
-from medley.encoders import EncoderConfig
-from medley.encoders.logmel_cnn import LogMelCnnConfig
+from medley.encoders import EncoderConfig, ReadsSound
 from medley.heads.neighbours import nearest_items
 from medley.losses import LossConfig
 from medley.model import ModelConfig, RecommenderModel, build_model
 from medley.schema import InputError
 from medley.training.config import GradientTrainConfig
+from medley.training.sharded_table import make_sharded
+from medley.users.table import MakeTable, dense_table
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +37,14 @@ def check_model(config: ModelConfig, loss: LossConfig, data: PreparedData) -> No
                 "a column of the items table",
                 "correct model.encoders, or add the column to the tables",
             )
-        if isinstance(encoder, LogMelCnnConfig):
-            stored_hz = data.manifest["config"]["data"]["media"]["audio_sample_rate_hz"]
-            if encoder.sample_rate_hz != stored_hz:
+        if isinstance(encoder, ReadsSound):
+            read_hz, stored_hz = encoder.reads_sample_rate_hz(), data.manifest["config"]["data"]["media"]["audio_sample_rate_hz"]
+            if read_hz != stored_hz:
+                here = f"set model.encoders.{name}.sample_rate_hz={stored_hz}, or " if hasattr(encoder, "sample_rate_hz") else ""
                 raise InputError(
-                    f"encoder '{name}' expects {encoder.sample_rate_hz} Hz, the prepared clips have {stored_hz} Hz",
+                    f"encoder '{name}' expects {read_hz} Hz, the prepared clips have {stored_hz} Hz",
                     "one sample rate",
-                    f"set model.encoders.{name}.sample_rate_hz={stored_hz}, or prepare again with data.media.audio_sample_rate_hz={encoder.sample_rate_hz}",
+                    f"{here}prepare again with data.media.audio_sample_rate_hz={read_hz}",
                 )
     for column in config.users.columns:
         if column not in data.users.column_names:
@@ -69,10 +71,24 @@ def _train_values(data: PreparedData, column: str) -> Iterable[Any]:
         yield from (value for value in table[column].to_pylist() if value is not None)
 
 
+def table_maker(config: GradientTrainConfig, seed: int, rank: int, num_ranks: int, device: torch.device, dtype: torch.dtype = torch.float32) -> MakeTable:
+    """How a training's tables of users and items are made. seed: of the run. dtype: that the model computes in."""
+    if config.optimizer.table_update == "adamw":
+        return dense_table
+    return make_sharded(config.optimizer.table_update, seed, rank, num_ranks, device, dtype)
+
+
 def assemble_model(
-    config: ModelConfig, data: PreparedData, assets: Assets, seed: int, *, pretrained: bool, vectors: CatalogueVectors | None = None
+    config: ModelConfig,
+    data: PreparedData,
+    assets: Assets,
+    seed: int,
+    *,
+    pretrained: bool,
+    vectors: CatalogueVectors | None = None,
+    table: MakeTable = dense_table,
 ) -> RecommenderModel:
-    """The model with first weights decided by the seed alone. vectors: of the encoders that are read and not run."""
+    """The model with first weights decided by the seed alone. vectors: of the encoders that are read and not run. table: see `table_maker`."""
     torch.manual_seed(derive_seed(seed, "init"))
     train = data.train
     return build_model(
@@ -86,6 +102,7 @@ def assemble_model(
         cached=vectors.widths if vectors is not None else None,
         neighbours_NK=_neighbours(config, data, vectors) if vectors is not None else None,
         train_pairs=(torch.from_numpy(train.users).long(), torch.from_numpy(train.items).long()) if config.propagation is not None else None,
+        table=table,
     )
 
 
@@ -113,8 +130,12 @@ def assemble_stream(
     plan: Plan,
     stream: StreamConfig,
     vectors: CatalogueVectors | None = None,
+    num_ranks: int = 1,
 ) -> BatchStream | MemoryStream:
-    """The stream that feeds this model: its encoders prepare their own inputs; those that are read and not run have their vectors here."""
+    """The stream that feeds this model: its encoders prepare their own inputs; those that are read and not run have their vectors here.
+
+    num_ranks: workers, whose items are pooled where the loss wants that.
+    """
     maker = BatchMaker.create(
         data,
         plan,
@@ -122,6 +143,7 @@ def assemble_stream(
         attribute_columns=config.users.columns,
         whole_catalogue=loss.kind == "full_softmax",
         num_uniform_negatives=loss.num_uniform_negatives,
+        num_pooled_ranks=num_ranks if loss.kind == "in_batch_softmax" and loss.across_ranks else 1,
     )
     running = {name: encoder for name, encoder in model.named_encoders.items() if vectors is None or name not in vectors.vectors_ND}
     columns = {name: config.encoders[name].column for name in running}

@@ -1,46 +1,33 @@
-"""Checkpoints by parameter name: the same file resumes at another world size or ZeRO stage, fills the bundle and starts new runs.
+"""Checkpoints by parameter name: the same files resume at another world size or ZeRO stage, fill the bundle and start new runs.
 
 checkpoints/step-00000120/
-    weights.safetensors     parameters (float32 master weights) and buffers by name
-    optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq
+    part-00000.safetensors  what rank 0 owned: slices of parameters (float32 master weights), of optimiser states and of buffers; one such file a rank
+    part-00000.json         its index: shapes, places and checksums
     scorer.safetensors      user and item vectors at that moment; only where an epoch ended
     state.json              position in the plan, steps taken, metrics so far, world size, ZeRO stage
     manifest.json           hashes, written last
+
+Written by checkpoint_writing.py, chosen by checkpoint_choice.py.
 """
 
-import logging
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from torch import Tensor
 
-from medley.index.scorer import Scorer
-from medley.manifest import (
-    MANIFEST,
-    exists,
-    join_uri,
-    list_folder,
-    open_storage,
-    read_bytes,
-    read_json,
-    read_manifest,
-    remove_folder,
-    staged_folder,
-    verify_files,
-    write_bytes,
-    write_json,
-)
+from medley.manifest import join_uri, read_json
 from medley.schema import InputError
-from medley.storage import can_rename
-from medley.training.engine import ModelState
+from medley.training.checkpoint_parts import Entry, StoredState, index_file, write_safetensors
+from medley.training.engine_state import held_weights
 
-logger = logging.getLogger(__name__)
-
-CHECKPOINT_KIND = "checkpoint"
+CHECKPOINT_KIND = "sliced checkpoint"
 
 WEIGHTS_FILE = "weights.safetensors"
-"""Weights by name: in a checkpoint, in a finished run (its best ones) and in a search (those its winner starts from)."""
+"""Whole weights by name: in a finished run (its best ones) and in a search (those its winner starts from)."""
+
+SCORER_FILE = "scorer.safetensors"
 
 
 @dataclass
@@ -61,87 +48,55 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint in memory."""
+    """A verified checkpoint; its tensors are read when they are asked for."""
 
     name: str
-    model: ModelState
+    state: StoredState
     progress: Progress
 
 
-def write_checkpoint(folder: str, model: ModelState, progress: Progress, scorer: Scorer | None, held: dict[str, Any], identity: str) -> str:
-    """Write one checkpoint, whole or not at all; returns its name. held: world size and engine settings, for the record."""
-    name = f"step-{progress.step:08d}"
-    with staged_folder(join_uri(folder, name)) as stage:
-        write_bytes(stage.path(WEIGHTS_FILE), save({key: value.contiguous() for key, value in model.weights.items()}))
-        write_bytes(stage.path("optimizer.safetensors"), save({key: value.contiguous() for key, value in model.optimizer.items()}))
-        if scorer is not None:
-            scorer.save(stage.path("scorer.safetensors"))
-        write_json(stage.path("state.json"), {"progress": asdict(progress), "num_optimizer_steps": model.num_steps, "held": held})
-        stage.commit(CHECKPOINT_KIND, identity, parents={}, counts={"step": progress.step}, config=held)
-    return name
-
-
-def read_checkpoint(folder: str, name: str) -> Checkpoint:
-    """One checkpoint, every hash verified; a damaged one is an InputError that names the file."""
+def open_checkpoint(folder: str, name: str, num_parts: int) -> Checkpoint:
+    """A checkpoint whose files were verified (`checkpoint_choice.read_checkpoint` does both)."""
     uri = join_uri(folder, name)
-    verify_files(uri, read_manifest(uri, CHECKPOINT_KIND))
-    state = read_json(join_uri(uri, "state.json"))
-    weights, optimizer = (load(read_bytes(join_uri(uri, file))) for file in (WEIGHTS_FILE, "optimizer.safetensors"))
-    return Checkpoint(name, ModelState(weights, optimizer, state["num_optimizer_steps"]), Progress(**state["progress"]))
+    stored = read_json(join_uri(uri, "state.json"))
+    indices = [read_json(join_uri(uri, index_file(number))) for number in range(num_parts)]
+    return Checkpoint(name, StoredState(uri, indices, stored["num_optimizer_steps"]), Progress(**stored["progress"]))
 
 
-def read_newest(folder: str) -> Checkpoint | None:
-    """The newest good checkpoint; damaged and unfinished ones are skipped with their reason.
+@torch.no_grad()
+def load_weights(model: torch.nn.Module, state: StoredState, rank: int = 0) -> None:
+    """Fill a model with a checkpoint's weights, one tensor in memory at a time; names and shapes must agree.
 
-    None only where no checkpoint was ever finished: an empty folder, or one with the lone unfinished checkpoint that a crash leaves on an object store.
+    Of what is sharded already (ZeRO-3, tables), the ranges of this rank alone are read.
     """
-    reasons = []
-    committed = checkpoint_names(folder)
-    unfinished = [name for name in _step_folders(folder) if name not in committed]
-    for name in unfinished:
-        logger.warning("checkpoint %s counts as absent: it has no %s, so its writing never ended", name, MANIFEST)
-        reasons.append(f"{name}: no {MANIFEST}")
-    for name in reversed(committed):
-        try:
-            return read_checkpoint(folder, name)
-        except InputError as error:
-            logger.warning("checkpoint %s is not used: %s", name, error)
-            reasons.append(f"{name}: {error}")
-    # A checkpoint begins only after the one before was committed: more than one without a manifest means that manifests were lost.
-    if committed or len(unfinished) > 1:
+    held = list(held_weights(model, rank))
+    own, stored = {each.name: each.shape for each in held}, {entry.name: entry.shape for entry in state.weights()}
+    if own != stored:
+        different = sorted(name for name in {*own, *stored} if own.get(name) != stored.get(name))
         raise InputError(
-            f"no checkpoint of '{folder}' is whole ({'; '.join(reasons)})", "at least one good checkpoint", "restore one, or start anew with --fresh"
+            f"the checkpoint '{state.folder}' and the model differ in {len(different)} weights ('{different[0]}': {stored.get(different[0], 'absent')} "
+            f"and {own.get(different[0], 'absent')})",
+            "equal names and shapes",
+            "resume with the version of the library that wrote it, or start anew with --fresh",
         )
-    return None
+    for each in held:
+        each.values.copy_(state.read(each.name, each.start, each.start + each.values.numel()).view(each.values.shape))
 
 
-def checkpoint_names(folder: str) -> list[str]:
-    """Committed checkpoints, oldest first. Where folders can be renamed, that commits: one that lacks its manifest there was damaged later."""
-    names = _step_folders(folder)
-    if can_rename(open_storage(folder)[0]):
-        return names
-    return [name for name in names if exists(join_uri(folder, name, MANIFEST))]
+def write_weights(uri: str, state: StoredState, more: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint's weights whole, and `more` beside them, as one safetensors file; one tensor in memory at a time."""
+    others = [Entry(name, tuple(value.shape), value.dtype) for name, value in more.items()]
+    write_safetensors(
+        uri, [*(entry for entry in state.weights() if entry.name not in more), *others], lambda name: more[name] if name in more else state.tensor(name)
+    )
 
 
-def _step_folders(folder: str) -> list[str]:
-    return [name for name in list_folder(folder) if name.startswith("step-") and ".tmp-" not in name]
-
-
-def remove_old(folder: str, keep: int, best: str | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best."""
-    for name in checkpoint_names(folder)[:-keep]:
-        if name != best:
-            remove_folder(join_uri(folder, name))
-
-
-def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Fill a model with a checkpoint's weights; names and shapes must agree."""
-    model.load_state_dict(weights, strict=True)
-
-
-def load_matching_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> int:
-    """Take over the weights of equal name and shape; returns how many."""
-    own = model.state_dict()
-    matching = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    model.load_state_dict(matching, strict=False)
+@torch.no_grad()
+def load_matching_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> int:
+    """Take over the weights of equal name and shape, of what is sharded already this rank's ranges; returns how many."""
+    held = held_weights(model, torch.distributed.get_rank() if torch.distributed.is_initialized() else 0)
+    matching = [each for each in held if each.name in weights and tuple(weights[each.name].shape) == each.shape]
+    for each in matching:
+        own = weights[each.name].flatten()[each.start : each.start + each.values.numel()]
+        each.values.copy_(own.view(each.values.shape))
     return len(matching)

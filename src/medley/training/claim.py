@@ -16,6 +16,8 @@ FOLD_IN_FIELDS = ("given_share", "fold_in_unseen_weight", "fold_in_regularizatio
 def deciding_values(values: dict[str, Any]) -> dict[str, Any]:
     """Of a Run's plain values those that decide what is trained and which epoch is the best."""
     training = {key: value for key, value in values["train"].items() if key not in HOLDING_FIELDS}
+    if training["kind"] == "gradient" and values["loss"].get("across_ranks"):
+        training["workers"] = values["train"]["workers"]
     kept = ("data", "model", "loss", "seed") if training["kind"] == "gradient" else ("data", "seed")
     return {
         **{key: values[key] for key in kept},

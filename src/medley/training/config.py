@@ -1,14 +1,15 @@
 """Settings of training."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from medley.heads.als import AlsConfig
 from medley.heads.ease import EaseConfig
 from medley.heads.vae import VaeConfig
 from medley.metrics.ranking import METRICS
 from medley.training.blend import BlendConfig
+from medley.training.row_update import RowOptimizer
 
 
 class EngineConfig(BaseModel):
@@ -44,12 +45,30 @@ class OptimizerConfig(BaseModel):
     """of matrices; biases and norms have none"""
     table_weight_decay: float = Field(default=0.0, ge=0)
     """of user and item tables: the regularisation of matrix factorisation"""
+    table_update: Literal["adamw"] | RowOptimizer = "adamw"
+    """how the tables of users and items (free vectors, biases) are held and updated. adamw: dense, inside the engine like all other weights. The others
+    share out the rows over the workers, outside the engine, and move only the rows that a step read, without momentum or decay of the rest, for tables
+    that no machine holds: sparse_adam keeps two values per value; rowwise_adam one, and one per row; rowwise_adagrad one per row (it wants a
+    table_learning_rate near 0.1). All workers read rows from each other, so networks matter; the finished scorer is still one whole"""
     warmup_share: float = Field(default=0.05, ge=0, le=1)
     """share of all steps in which the rate rises from 0"""
     final_share: float = Field(default=0.05, ge=0, le=1)
     """the rate at the last step as a share of the highest"""
     gradient_clipping: float = Field(default=1.0, gt=0)
     """largest norm of the whole gradient"""
+
+
+def _read_workers(value: Any) -> int | tuple[int, int]:
+    """A number of workers, or the fewest and the most."""
+    bounds = value if isinstance(value, list | tuple) else (value, value)
+    is_whole = all(isinstance(bound, int) and not isinstance(bound, bool) for bound in bounds)
+    if len(bounds) != 2 or not is_whole or not 1 <= bounds[0] <= bounds[1]:
+        raise ValueError("a number of workers of at least 1, or [min, max] of them")
+    return value if isinstance(value, int) else (bounds[0], bounds[1])
+
+
+Workers = Annotated[int | tuple[int, int], PlainValidator(_read_workers)]
+"""A number, or the fewest and the most."""
 
 
 class GradientTrainConfig(BaseModel):
@@ -75,8 +94,9 @@ class GradientTrainConfig(BaseModel):
     start_from: str | None = None
     """folder of a finished run or search of the same prepared data whose weights of equal name and shape are taken over; or of a run over an earlier
     set that the data extend (data.base): known users and items keep their rows, encoders their vocabularies; optimiser states begin anew"""
-    workers: int = Field(default=1, ge=1)
-    """training processes; may change between a stop and its resume"""
+    workers: Workers = 1
+    """training processes, which must divide num_micro_batches; [min, max]: the most of them that divide and find room, chosen anew at every start, and more
+    while training when room appears. May change between a stop and its resume"""
     use_gpu: bool = False
     """one GPU per worker, NCCL; false: CPUs, gloo"""
     cpus_per_worker: float = Field(default=1, gt=0)
@@ -87,12 +107,32 @@ class GradientTrainConfig(BaseModel):
     keep_checkpoints: int = Field(default=2, ge=1)
     """newest checkpoints kept, beside the best"""
     max_failures: int = Field(default=2, ge=0)
-    """times that workers are started again from the last checkpoint, after they were lost or a loss was not finite"""
+    """times that workers are started again from the last checkpoint, after they were lost, hung or preempted, storage failed, or a loss was not finite"""
+    watchdog_seconds: float | None = Field(default=600.0, gt=0)
+    """a rank that finishes no step, batch of validation or checkpoint in this time writes all stacks and ends, so that the group starts again;
+    must be longer than the slowest of them. null: a hang is waited for"""
     log_every_steps: int = Field(default=20, ge=1)
     """steps between log lines"""
 
+    @property
+    def min_workers(self) -> int:
+        """Fewest workers."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
 
-HOLDING_FIELDS = frozenset({"workers", "use_gpu", "cpus_per_worker", "engine", "checkpoint_every_steps", "keep_checkpoints", "max_failures", "log_every_steps"})
+    @property
+    def max_workers(self) -> int:
+        """Most workers."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def world_sizes(self) -> list[int]:
+        """Numbers of workers that are allowed and divide num_micro_batches, rising; may be empty."""
+        return [size for size in range(self.min_workers, self.max_workers + 1) if self.num_micro_batches % size == 0]
+
+
+HOLDING_FIELDS = frozenset(
+    {"workers", "use_gpu", "cpus_per_worker", "engine", "checkpoint_every_steps", "keep_checkpoints", "max_failures", "watchdog_seconds", "log_every_steps"}
+)
 """Settings that change how a run is held, not what it learns: they are no part of its fingerprint."""
 
 TrainConfig = Annotated[GradientTrainConfig | AlsConfig | EaseConfig | VaeConfig | BlendConfig, Field(discriminator="kind")]

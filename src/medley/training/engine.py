@@ -1,32 +1,25 @@
 """The step: forward, backward, update. The only file that imports deepspeed.
 
 `DeepSpeedEngine` trains over any number of workers at any ZeRO stage; `TorchEngine` is plain AdamW in one process, for the light trials of a
-search. Both export and restore weights and optimiser state by parameter name, whole and in float32.
+search. Both give out and take back weights and optimiser state by parameter name, in float32 (`engine_state.py`).
 """
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from medley.model import RecommenderModel
-from medley.training.config import EngineConfig, OptimizerConfig
+from medley.training.checkpoint_parts import Snapshot, StoredState
+from medley.training.config import EngineConfig, GradientTrainConfig, OptimizerConfig
+from medley.training.engine_state import HostCopies, count_steps, fill_from, held_slices, make_states, set_steps, take_snapshot
+from medley.training.table_updates import TableUpdates, clip_with_tables, join_norms
 
-OPTIMIZER_STATES = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass
-class ModelState:
-    """Weights (parameters and buffers) by name, optimiser states as NAME/STATE, and the number of optimiser steps taken."""
-
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    num_steps: int
+CPU = torch.device("cpu")
 
 
 class Engine(Protocol):
@@ -44,11 +37,11 @@ class Engine(Protocol):
     def step(self, learning_rate_factor: float) -> None:
         """After each micro-batch; the last one of a step updates the weights."""
 
-    def export(self) -> ModelState:
-        """Whole state on the CPU; every rank must call it."""
+    def snapshot(self) -> Snapshot:
+        """What this rank is to write of a checkpoint, on the CPU; good until the next one is taken."""
 
-    def restore(self, state: ModelState, prime: Callable[[], Tensor]) -> None:
-        """Continue from an exported state; weights must already be in the model. prime() runs one forward pass and returns a scalar."""
+    def restore(self, state: StoredState, prime: Callable[[], Tensor]) -> None:
+        """Continue from a checkpoint; weights must already be in the model. prime() runs one forward pass and returns a scalar."""
 
 
 def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:
@@ -71,30 +64,42 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, encoder_rates: M
 
 def _rate_and_decay(name: str, parameter: nn.Parameter, config: OptimizerConfig, encoder_rates: Mapping[str, float | None]) -> tuple[float, float]:
     room, _, rest = name.partition(".")
+    is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1  # of a sharded parameter DeepSpeed's attribute tells
     if room == "encoders":
         rate = encoder_rates[rest.split(".")[0]] or config.learning_rate
-        return rate, config.weight_decay if parameter.ndim > 1 else 0.0
+        return rate, config.weight_decay if is_matrix else 0.0
     is_table = room in ("item_id", "head") or (room == "users" and "embedding" in rest)
     if is_table:
         return config.table_learning_rate or config.learning_rate, config.table_weight_decay
-    return config.learning_rate, config.weight_decay if parameter.ndim > 1 else 0.0
+    return config.learning_rate, config.weight_decay if is_matrix else 0.0
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, encoder_rates: Mapping[str, float | None]) -> torch.optim.AdamW:
-    """torch's AdamW: compiled extensions of DeepSpeed would be built on first use."""
-    return torch.optim.AdamW(parameter_groups(model, config, encoder_rates), betas=(0.9, 0.98), eps=1e-8)
+    """torch's AdamW: compiled extensions of DeepSpeed would be built on first use. Fused: an update in one pass over memory, a sixth of the time on CPUs."""
+    nothing = [{"params": [], "base_lr": config.learning_rate}]  # where every weight is a row of a sharded table
+    return torch.optim.AdamW(parameter_groups(model, config, encoder_rates) or nothing, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
 class TorchEngine:
-    """One process, float32, no sharding."""
+    """One process, float32, no sharding; several processes only where every weight is a row of a sharded table, since nothing else is averaged."""
 
-    def __init__(self, model: RecommenderModel, config: OptimizerConfig, encoder_rates: Mapping[str, float | None], num_micro_batches: int):
+    def __init__(
+        self,
+        model: RecommenderModel,
+        config: OptimizerConfig,
+        encoder_rates: Mapping[str, float | None],
+        num_micro_batches: int,
+        device: torch.device = CPU,
+    ):
+        """num_micro_batches: of this process in a step."""
         self.model = model
-        self.device = torch.device("cpu")
+        self.device = device
         self.optimizer = build_optimizer(model, config, encoder_rates)
-        self.gradient_clipping = config.gradient_clipping
+        self.tables = TableUpdates(model, config)
+        assert self.tables.num_ranks == 1 or not has_dense_weights(model)
         self.num_micro_batches = num_micro_batches
         self.num_backwards = 0
+        self.copies = HostCopies()
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Call the model."""
@@ -110,37 +115,47 @@ class TorchEngine:
         if self.num_backwards < self.num_micro_batches:
             return
         self.num_backwards = 0
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clipping)
+        self.tables.collect()
+        total_norm = clip_with_tables(self.model, self.tables)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.tables.update(total_norm, learning_rate_factor)
 
-    def export(self) -> ModelState:
-        """Whole state."""
-        return _export_plain(self.model, self.optimizer)
+    def snapshot(self) -> Snapshot:
+        """The whole state; of sharded tables this rank's rows."""
+        rank, num_ranks = self.tables.rank, self.tables.num_ranks
+        return take_snapshot(held_slices(self.model, self.optimizer, rank), self.tables.num_steps, rank, num_ranks, self.copies)
 
-    def restore(self, state: ModelState, prime: Callable[[], Tensor]) -> None:
+    def restore(self, state: StoredState, prime: Callable[[], Tensor]) -> None:
         """Optimiser states by name."""
-        _restore_plain(self.model, self.optimizer, state)
+        make_states(self.model, self.optimizer, state)
+        fill_from(state, held_slices(self.model, self.optimizer, self.tables.rank))
+        self.tables.num_steps = state.num_steps
 
 
-def _export_plain(model: nn.Module, optimizer: torch.optim.Optimizer) -> ModelState:
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    states: dict[str, Tensor] = {}
-    num_steps = 0
-    for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        num_steps = max(num_steps, int(state.get("step", 0)))
-        states |= {f"{name}/{key}": state[key].detach().cpu().clone() for key in OPTIMIZER_STATES if key in state}
-    return ModelState(weights, states, num_steps)
+def build_engine(
+    model: RecommenderModel, train: GradientTrainConfig, encoder_rates: Mapping[str, float | None], num_ranks: int, device: torch.device
+) -> Engine:
+    """The engine of one rank: DeepSpeed, or plain torch where it would have nothing to do."""
+    num_micro_batches = train.num_micro_batches // num_ranks
+    if not has_dense_weights(model):
+        return TorchEngine(model, train.optimizer, encoder_rates, num_micro_batches, device)
+    return DeepSpeedEngine(
+        model,
+        train.optimizer,
+        encoder_rates,
+        train.engine,
+        micro_batch_size=train.micro_batch_size,
+        micro_batches_per_rank=num_micro_batches,
+        device=device,
+    )
 
 
-def _restore_plain(model: nn.Module, optimizer: torch.optim.Optimizer, state: ModelState) -> None:
-    for name, parameter in model.named_parameters():
-        if f"{name}/{OPTIMIZER_STATES[0]}" in state.optimizer:
-            values = {key: state.optimizer[f"{name}/{key}"].to(parameter.device, copy=True) for key in OPTIMIZER_STATES}
-            optimizer.state[parameter] = {"step": torch.tensor(float(state.num_steps)), **values}
+def has_dense_weights(model: nn.Module) -> bool:
+    """Whether anything is trained outside of sharded tables; DeepSpeed wants something."""
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 class DeepSpeedEngine:
@@ -161,7 +176,9 @@ class DeepSpeedEngine:
         self.device = device
         self.zero_stage = config.zero_stage
         self.micro_batches_per_rank = micro_batches_per_rank
-        self.num_backwards = 0
+        self.copies = HostCopies()
+        if config.precision == "bf16" and any(hasattr(parameter, "ds_tensor") for parameter in model.parameters()):
+            model.bfloat16()  # parts built sharded are in bf16 already, and DeepSpeed then leaves the others as they are
         client_optimizer = build_optimizer(model, optimizer_config, encoder_rates)
         settings = deepspeed_settings(config, optimizer_config.gradient_clipping, micro_batch_size, micro_batches_per_rank)
         for module in model.modules():
@@ -170,6 +187,9 @@ class DeepSpeedEngine:
                 deepspeed.utils.set_z3_leaf_module(module, True)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=client_optimizer, config=settings, dist_init_required=False)
         self.model: RecommenderModel = self.engine.module
+        self.tables = TableUpdates(self.model, optimizer_config)
+        if self.tables.tables:
+            join_norms(self.engine, self.tables)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Call the model through the engine, which gathers what ZeRO-3 has sharded."""
@@ -180,31 +200,21 @@ class DeepSpeedEngine:
         self.engine.backward(loss)
 
     def step(self, learning_rate_factor: float) -> None:
-        """DeepSpeed updates after the last micro-batch of a rank."""
+        """DeepSpeed updates after the last micro-batch of a rank, and sharded tables with it, where it did not skip the step."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate_factor
+        moves_tables = bool(self.tables.tables) and self.engine.is_gradient_accumulation_boundary()
+        if moves_tables:
+            self.tables.collect(getattr(self.optimizer, "loss_scale", 1.0))
         self.engine.step()
+        if moves_tables and self.engine.was_step_applied():
+            self.tables.update(float(self.engine.get_global_grad_norm()), learning_rate_factor)
 
-    def export(self) -> ModelState:
-        """Whole state on every rank; collective."""
-        if self.zero_stage == 0 and not _is_wrapped(self.optimizer):
-            return _export_plain(self.model, self.optimizer)
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
+    def snapshot(self) -> Snapshot:
+        """This rank's ranges of what is sharded, and its share of the rest; no collective."""
         self._link_states()
-        weights = {name: buffer.detach().cpu().clone() for name, buffer in self.model.named_buffers() if name in _persistent_buffers(self.model)}
-        states: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                weights[name] = safe_get_full_fp32_param(parameter).detach().cpu().clone()
-                for key in OPTIMIZER_STATES:
-                    value = safe_get_full_optimizer_state(parameter, key)
-                    if value is not None:
-                        states[f"{name}/{key}"] = value.detach().cpu().clone().view(weights[name].shape)
-            else:
-                with self._gathered(parameter):
-                    weights[name] = parameter.detach().cpu().clone()
-        return ModelState(weights, states, self._num_steps())
+        rank, num_ranks = dist.get_rank(), dist.get_world_size()
+        return take_snapshot(held_slices(self.model, self.optimizer, rank), count_steps(self._torch_optimizer()), rank, num_ranks, self.copies)
 
     def _link_states(self) -> None:
         """Stages 1 and 2 of 0.19.8 connect parameters and optimiser states after the first group's update, when the other groups have none yet."""
@@ -212,76 +222,30 @@ class DeepSpeedEngine:
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[object]:
-        import deepspeed
-
-        return deepspeed.zero.GatheredParameters([parameter], enabled=self.zero_stage == 3)
-
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer if _is_wrapped(self.optimizer) else self.optimizer
 
-    def _num_steps(self) -> int:
-        return max((int(state["step"]) for state in self._torch_optimizer().state.values() if "step" in state), default=0)
+    def restore(self, state: StoredState, prime: Callable[[], Tensor]) -> None:
+        """Optimiser states by name, at whatever stage and world size they were written; of what is sharded, this rank's ranges alone are read.
 
-    def restore(self, state: ModelState, prime: Callable[[], Tensor]) -> None:
-        """Optimiser states by name, at whatever stage and world size they were exported.
-
-        The sharded states come into being with the first update, so one is made with rate 0 and a gradient of 0; it moves no weight.
+        The sharded states come into being with the first update, so one is made with rate 0 and a gradient of 0; it moves no weight. In bf16 DeepSpeed
+        has copied its float32 master weights from weights that were already rounded: they are filled too.
         """
         if self.zero_stage == 0 and not _is_wrapped(self.optimizer):
-            _restore_plain(self.model, self.optimizer, state)
-            return
-        for _ in range(self.micro_batches_per_rank):
-            self.backward(0.0 * prime())
-            self.step(learning_rate_factor=0.0)
-        self._link_states()
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                # In bf16 DeepSpeed copies its float32 master weights from the weights it has already rounded.
-                self._set_state(parameter, None, state.weights[name])
-            for key in OPTIMIZER_STATES:
-                if f"{name}/{key}" in state.optimizer:
-                    self._set_state(parameter, key, state.optimizer[f"{name}/{key}"])
-        for entry in self._torch_optimizer().state.values():
-            if "step" in entry:
-                entry["step"] = torch.full_like(entry["step"], float(state.num_steps))
-
-    def _set_state(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
-        """Fill one optimiser state of a parameter, or its float32 master weight (key None)."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state, safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        if self.zero_stage < 3:
-            value = value.to(self.device)
-            if key is None:
-                safe_set_full_fp32_param(parameter, value)
-            else:
-                safe_set_full_optimizer_state(parameter, value, key)
-            return
-        # The safe_set_full functions of 0.19.8 fail where the world size does not divide the parameter: set this rank's slice, padded.
-        size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()  # type: ignore[attr-defined]  # DeepSpeed's own attribute
-        flat = value.flatten()[rank * size : (rank + 1) * size]
-        own = nn.functional.pad(flat, (0, size - len(flat))).to(self.device)
-        if key is None:
-            safe_set_local_fp32_param(parameter, own)
+            make_states(self.model, self.optimizer, state)
         else:
-            safe_set_local_optimizer_state(parameter, own, key)
+            for _ in range(self.micro_batches_per_rank):
+                self.backward(0.0 * prime())
+                self.step(learning_rate_factor=0.0)
+            self._link_states()
+        fill_from(state, held_slices(self.model, self.optimizer, dist.get_rank()))
+        set_steps(self._torch_optimizer(), state.num_steps)
+        self.tables.num_steps = state.num_steps
 
 
 def _is_wrapped(optimizer: Any) -> bool:
     """Whether DeepSpeed put an optimiser of its own (ZeRO, bf16) around torch's."""
     return not isinstance(optimizer, torch.optim.AdamW)
-
-
-def _persistent_buffers(model: nn.Module) -> set[str]:
-    """Names of the buffers that belong to a state dict."""
-
-    def walk() -> Iterator[str]:
-        for prefix, module in model.named_modules():
-            for name in module._buffers:
-                if name not in module._non_persistent_buffers_set:
-                    yield f"{prefix}.{name}" if prefix else name
-
-    return set(walk())
 
 
 def import_deepspeed(device: torch.device) -> Any:

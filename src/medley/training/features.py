@@ -32,7 +32,7 @@ class FeatureCache:
 
         Tasks are as many and as large as the training workers, for which the cluster must have room anyway.
         """
-        settings = EncodeSettings(self.train.workers, self.train.cpus_per_worker, self.decode_threads)
+        settings = EncodeSettings(self.train.min_workers, self.train.cpus_per_worker, self.decode_threads)
         results = {}
         for name in self.encoders:
             source = self._source(name, assets)

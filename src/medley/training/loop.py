@@ -7,7 +7,8 @@ is committed; 7. training stops early or goes on.
 
 import logging
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,27 +22,19 @@ from medley.data.stream import BatchStream
 from medley.index.embed import embed_all
 from medley.index.scorer import Scorer
 from medley.losses import LossConfig, batch_loss
-from medley.schema import Batch, InputError
-from medley.training.checkpoint import Progress, remove_old, write_checkpoint
+from medley.schema import Batch
+from medley.training.checkpoint import Progress
+from medley.training.checkpoint_writing import CheckpointWriter
 from medley.training.config import GradientTrainConfig
 from medley.training.engine import Engine, learning_rate_factor
 from medley.training.evaluate import EvaluateConfig, Questions, Ranked, VectorRanker, rank_block, summarise, whole_catalogue
+from medley.training.faults import LossNotFiniteError
+from medley.training.notices import GO_ON, Notices
 from medley.training.report import RunLog, peak_memory_megabytes
+from medley.training.seat import Seat
+from medley.training.timing import StepClock
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Seat:
-    """This process among the ranks."""
-
-    rank: int
-    num_ranks: int
-
-    def micro_batches(self, num_micro_batches: int) -> list[int]:
-        """The micro-batches of every global batch that this rank computes."""
-        assert num_micro_batches % self.num_ranks == 0
-        return list(range(self.rank, num_micro_batches, self.num_ranks))
 
 
 @dataclass(frozen=True)
@@ -58,10 +51,12 @@ class Training:
     train_count_N: Tensor
     """how often each item comes in an epoch, as the plan draws rows"""
     seat: Seat
-    checkpoint_folder: str | None
+    checkpoints: CheckpointWriter | None
     """None: nothing is saved (light trials)"""
     log: RunLog | None
-    identity: str
+    clock: StepClock = field(default_factory=StepClock)
+    notices: Notices | None = None
+    """reasons to end early; None: there are none (light trials)"""
 
     @property
     def num_steps(self) -> int:
@@ -70,10 +65,13 @@ class Training:
 
 
 def train(training: Training, progress: Progress) -> Progress:
-    """Train from `progress` to the last epoch or an early stop; returns where it ended."""
-    while progress.epoch < training.config.epochs and not _is_exhausted(progress, training.config):
-        scorer = train_epoch(training, progress)
-        _save(training, progress, scorer)
+    """Train from `progress` to the last epoch or an early stop; returns where it ended. After a notice a checkpoint is saved and AttemptEndedError raised."""
+    with training.checkpoints or nullcontext():
+        while progress.epoch < training.config.epochs and not _is_exhausted(progress, training.config):
+            if training.notices is not None and training.notices.agreed != GO_ON:
+                raise training.notices.end()
+            scorer = train_epoch(training, progress)
+            _save(training, progress, scorer)
     return progress
 
 
@@ -82,21 +80,31 @@ def train_epoch(training: Training, progress: Progress) -> Scorer:
     started, num_rows, losses = time.monotonic(), 0, []
     earlier = progress.step_losses  # of the same epoch, when it was resumed within
     first_step = progress.step - len(earlier)
-    for batches in training.stream.global_batches(progress.epoch, progress.global_batch, training.seat.micro_batches(training.config.num_micro_batches)):
+    own_micro_batches = training.seat.micro_batches(training.config.num_micro_batches)
+    for batches in training.clock.waits("data", training.stream.global_batches(progress.epoch, progress.global_batch, own_micro_batches)):
         num_rows += training.plan.num_rows_in(progress.global_batch)
         losses.append(train_step(training, batches, progress.step))
+        if training.checkpoints is not None:
+            training.checkpoints.check()
         progress.step += 1
         progress.global_batch += 1
         if progress.step % training.config.log_every_steps == 0:
             recent = _over_ranks(training, progress, losses[-training.config.log_every_steps :])
-            _log_step(training, progress, recent, num_rows, time.monotonic() - started)
+            _log_step(training, progress, recent, num_rows)
+        is_ending = training.notices is not None and training.notices.after_step()
         every = training.config.checkpoint_every_steps
-        if every and progress.step % every == 0 and progress.global_batch < training.plan.num_global_batches:
+        is_due = is_ending or (every is not None and progress.step % every == 0)
+        # After the last step of an epoch its own checkpoint follows.
+        if is_due and progress.global_batch < training.plan.num_global_batches:
             progress.step_losses = earlier + _over_ranks(training, progress, losses)
             _save(training, progress, None)
+            if is_ending:
+                assert training.notices is not None
+                raise training.notices.end()
     step_losses = earlier + _over_ranks(training, progress, losses)
     train_seconds = time.monotonic() - started
-    scorer, metrics = validate(training)
+    with training.clock("validation"):
+        scorer, metrics = validate(training)
     epoch_record = {
         "epoch": progress.epoch,
         "loss": float(np.mean(step_losses)) if step_losses else None,
@@ -127,13 +135,16 @@ def train_step(training: Training, batches: list[Batch], step: int) -> Tensor:
         epoch, global_batch, micro_batch = batch.place
         # Every draw of this forward pass follows from the plan, never from the rank or from what was drawn before.
         torch.manual_seed(plan.step_seed(epoch, global_batch, micro_batch))
-        moved = batch.to(engine.device)
-        output = engine.forward(moved)
-        loss_sum = batch_loss(training.loss, output, moved, training.train_count_N, plan.num_rows, plan.micro_batch_size)
-        share = loss_sum / plan.num_rows_in(global_batch)
-        # The engine averages over micro-batches and ranks; times their number that is the mean over the rows of the global batch.
-        engine.backward(share * plan.num_micro_batches)
-        engine.step(factor)
+        with training.clock("forward", on_device=True):
+            moved = batch.to(engine.device)
+            output = engine.forward(moved)
+            loss_sum = batch_loss(training.loss, output, moved, training.train_count_N, plan.num_rows, plan.micro_batch_size)
+            share = loss_sum / plan.num_rows_in(global_batch)
+        with training.clock("backward", on_device=True):
+            # The engine averages over micro-batches and ranks; times their number that is the mean over the rows of the global batch.
+            engine.backward(share * plan.num_micro_batches)
+        with training.clock("update", on_device=True):
+            engine.step(factor)
         losses[micro_batch] = share.detach()
     return losses
 
@@ -142,22 +153,26 @@ def validate(training: Training) -> tuple[Scorer, dict[str, Any]]:
     """Embed the catalogue, rank the valid split; every rank ranks its share of the user blocks and gets the whole result."""
     engine, seat = training.engine, training.seat
     engine.model.eval()
-    scorer = embed_all(engine.forward, training.stream, engine.device, engine.model.head.global_bias, seat.rank, seat.num_ranks)
+
+    def forward(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        training.clock.beat()
+        return engine.forward(*arguments, **options)
+
+    scorer = embed_all(forward, training.stream, engine.device, engine.model.head.global_bias, seat.rank, seat.num_ranks)
     ranker, groups = VectorRanker.of(scorer, training.questions, training.evaluate), whole_catalogue(len(training.train_count_N))
     k = int(training.config.metric.rpartition("@")[2])
-    own = {block: rank_block(ranker, training.questions, block, groups, k)["all"] for block in range(seat.rank, training.questions.num_blocks, seat.num_ranks)}
-    gathered = [own]
-    if seat.num_ranks > 1:
-        gathered = [{} for _ in range(seat.num_ranks)]
-        dist.all_gather_object(gathered, own)
-    blocks = {block: values for part in gathered for block, values in part.items()}
+    own = {}
+    for block in range(seat.rank, training.questions.num_blocks, seat.num_ranks):
+        training.clock.beat()
+        own[block] = rank_block(ranker, training.questions, block, groups, k)["all"]
+    blocks = {block: values for part in seat.gather(own) for block, values in part.items()}
     return scorer, summarise(Ranked.join([blocks[block] for block in sorted(blocks)]).metrics((k,)))
 
 
 def _over_ranks(training: Training, progress: Progress, losses: list[Tensor]) -> list[float]:
     """Each step's loss over all ranks (each rank's part is already a share of the whole); `losses` are of the last steps before `progress`.
 
-    A loss that is not finite is an InputError that names its batch. It comes before anything is saved, and only here, where losses are read anyway:
+    A loss that is not finite is a LossNotFiniteError that names its batch. It comes before anything is saved, and only here, where losses are read anyway:
     looking at each step's would make a GPU wait.
     """
     if not losses:
@@ -169,7 +184,7 @@ def _over_ranks(training: Training, progress: Progress, losses: list[Tensor]) ->
     if len(bad):
         step, micro_batch = bad[0].tolist()  # the first: what it did to the weights makes all later ones bad
         place = f"epoch {progress.epoch}, global batch {progress.global_batch - len(losses) + step}, micro-batch {micro_batch}"
-        error = InputError(
+        error = LossNotFiniteError(
             f"the loss of {place} is {stacked[step, micro_batch].item()}",
             "a finite number",
             "lower train.optimizer.learning_rate or raise loss.temperature, and look at the rows of this batch; training starts again from its last "
@@ -193,25 +208,21 @@ def _is_exhausted(progress: Progress, config: GradientTrainConfig) -> bool:
 
 
 def _save(training: Training, progress: Progress, scorer: Scorer | None) -> None:
-    """Every rank takes part in the export; rank 0 writes."""
-    if training.checkpoint_folder is None:
+    """Every rank copies what it holds; it is written while training goes on."""
+    if training.checkpoints is None:
         return
-    state = training.engine.export()
-    if training.seat.rank == 0:
-        held = {"num_ranks": training.seat.num_ranks, **training.config.engine.model_dump()}
-        write_checkpoint(training.checkpoint_folder, state, progress, scorer, held, training.identity)
-        remove_old(training.checkpoint_folder, training.config.keep_checkpoints, progress.best_checkpoint)
+    with training.clock("checkpoint"):
+        training.checkpoints.save(training.engine.snapshot, progress, scorer)
     if training.log is not None:
         training.log.flush()
 
 
-def _log_step(training: Training, progress: Progress, recent: list[float], num_rows: int, seconds: float) -> None:
+def _log_step(training: Training, progress: Progress, recent: list[float], num_rows: int) -> None:
     if training.log is None:
         return
     rate = training.config.optimizer.learning_rate * learning_rate_factor(progress.step - 1, training.num_steps, training.config.optimizer)
-    values = {"loss": float(np.mean(recent)), "rows_per_second": num_rows / seconds, "learning_rate": rate, "epoch": progress.epoch}
-    training.log.record("step", progress.step, values)
-    logger.info("step %d/%d | loss %.4f | %s rows/s | lr %.1e", progress.step, training.num_steps, values["loss"], f"{values['rows_per_second']:,.0f}", rate)
+    values = {"loss": float(np.mean(recent)), "learning_rate": rate, "epoch": progress.epoch}
+    training.log.step(progress.step, training.num_steps, values, num_rows, training.clock.read())
 
 
 def _log_epoch(training: Training, progress: Progress, record: dict[str, Any]) -> None:

@@ -4,10 +4,10 @@ T trainable elements, P all, N ranks, bytes per element 4 in float32; in bf16 we
 
     stage   always                            and in backward, with activations     or after it
     0       P + 2 T moments                   T gradients                           T + T flattened for the exchange
-    1       P + T/N master + 2 T/N moments    T + a bucket                          T + T/N averaged + a bucket, or 3 G/N
-    2       as 1                              T/N + T/N + what waits for exchange   3 G/N
-    3       P/N + 3 T/N + T/N gradients       P gathered (10^9 at most) + a bucket  3 G/N
-    G: elements of the largest parameter group; 3 of it, because DeepSpeed updates a group as one tensor, out of place.
+    1       P + T/N master + 2 T/N moments    T + a bucket                          T + T/N averaged + a bucket, or G/N
+    2       as 1                              T/N + T/N + what waits for exchange   G/N
+    3       P/N + 3 T/N + T/N gradients       P gathered (10^9 at most) + a bucket  G/N
+    G: elements of the largest parameter group, whose gradient is in float32 for the update, which is in place (torch's fused AdamW).
 
 Stages 1 to 3 hold master weights in float32 too. The figures were read off live tensors at 1 and 2 ranks; tests compare them with measured peaks
 (estimate / measured between 0.85 and 1.2). Offload is what its definition says and was not measured.
@@ -98,7 +98,7 @@ def estimate(size: ModelSize, stage: int, offload: Offload, *, is_bf16: bool, nu
     if stage == 0:
         update = trainable + max(min(size.num_trainable, FLATTENED_ELEMENTS) * width, 2 * largest)
         return Estimate(0, offload, all_ + size.buffer_bytes, 2 * master * num_ranks, trainable, activation_bytes, update, 0)
-    weights, optimizer, update, host = all_, 3 * master, 3 * group, 0
+    weights, optimizer, update, host = all_, 3 * master, group, 0
     if stage == 1:
         gradients = trainable + bucket
         update = max(trainable + trainable // num_ranks + bucket, update)

@@ -151,7 +151,7 @@ def check_memory(
     report = MemoryReport(
         size=ModelSize.of(built, train.optimizer, rates),
         micro_batch_size=train.micro_batch_size,
-        num_ranks=train.workers,
+        num_ranks=train.min_workers,  # the fewest hold the most
         precision=train.engine.precision,
         configured_stage=train.engine.zero_stage,
         measured_activations=_measure(built, model, loss, train, stream, data, seed, place),

@@ -13,15 +13,15 @@ from torch import Tensor
 from medley.data.base import PREPARED_KIND
 from medley.data.prepared import PreparedData
 from medley.encoders import EncoderConfig
+from medley.encoders.lora import base_names, merge_lora
+from medley.encoders.settings import TRAINING_FIELDS
 from medley.manifest import find_manifest, join_uri, read_bytes, read_json, read_manifest, verify_files
 from medley.model import RecommenderModel
 from medley.schema import InputError
 from medley.training.assemble import Assets
 from medley.training.checkpoint import WEIGHTS_FILE, load_matching_weights
+from medley.training.sharded_table import ShardedTable
 from medley.users.attributes import AttributesUser
-
-TRAINING_FIELDS = frozenset({"train", "learning_rate", "cache"})
-"""Settings of an encoder that change neither its vocabulary nor its weights' meaning."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,11 @@ class Start:
         them, as in a run from nothing: a row that no gradient has touched must not look learned, and users without train rows stay at zero, which
         ranks by content and bias alone. What the model was told of the data (counts, mean value) is that of the new data.
         """
-        weights = read_weights_of(self.uri)
+        weights = base_names(read_weights_of(self.uri), model.state_dict().keys())
+        num_tables = _fill_sharded_tables(weights, model, self.older, data)
         if self.older is not None:
             weights = _grown(weights, model, self.kept_encoders(encoders), self.older, data)
-        return load_matching_weights(model, weights)
+        return num_tables + load_matching_weights(model, weights)
 
 
 def start_manifest(uri: str) -> dict[str, Any]:
@@ -88,9 +89,14 @@ def start_manifest(uri: str) -> dict[str, Any]:
 
 
 def read_weights_of(uri: str) -> dict[str, Tensor]:
-    """The weights of a finished run or search, hash verified."""
-    verify_files(uri, start_manifest(uri), prefix=WEIGHTS_FILE)
-    return load(read_bytes(join_uri(uri, WEIGHTS_FILE)))
+    """The weights of a finished run or search, hash verified; where encoders have LoRA, with the updates added to the layers they belong to."""
+    manifest = start_manifest(uri)
+    verify_files(uri, manifest, prefix=WEIGHTS_FILE)
+    weights = load(read_bytes(join_uri(uri, WEIGHTS_FILE)))
+    for name, encoder in manifest["config"].get("model", {}).get("encoders", {}).items():
+        if encoder.get("train") == "lora":
+            weights = merge_lora(weights, f"encoders.{name}.", encoder["lora"]["alpha"] / encoder["lora"]["rank"])
+    return weights
 
 
 def _find_ancestor(data: PreparedData, identity: str, start_uri: str) -> PreparedData:
@@ -108,6 +114,20 @@ def _find_ancestor(data: PreparedData, identity: str, start_uri: str) -> Prepare
         "a run over the same prepared set, or over one that it extends",
         f"prepare with data.base=PREPARED_ROOT/{identity}, or leave train.start_from out",
     )
+
+
+def _fill_sharded_tables(weights: dict[str, Tensor], model: RecommenderModel, older: PreparedData | None, data: PreparedData) -> int:
+    """Take the tables' weights out of `weights` and fill the rows of those that are known; returns how many tables were filled."""
+    growth = {(count, count) for count in (data.num_items, data.num_users)}
+    if older is not None:
+        growth = {(older.num_items, data.num_items), (older.num_users, data.num_users)}
+    num_filled = 0
+    for name, table in model.named_modules():
+        old = weights.pop(f"{name}.weight", None) if isinstance(table, ShardedTable) else None
+        if old is not None and old.shape[1] == table.width and (len(old), table.owners.num_rows) in growth:
+            table.load_rows(old)
+            num_filled += 1
+    return num_filled
 
 
 def _meaning(encoder: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from medley.users.fields import UserFields
+from medley.users.table import MakeTable, dense_table
 
 
 class AttributesUserConfig(BaseModel):
@@ -23,7 +24,9 @@ class AttributesUserConfig(BaseModel):
 
     history_length: Literal[0] = 0
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "AttributesUser":
+    def build(
+        self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int, table: MakeTable = dense_table
+    ) -> "AttributesUser":
         """num_categories: column → categories, 0 (unknown) included."""
         return AttributesUser({name: num_categories[name] for name in self.columns}, dimension, self.initial_deviation)
 

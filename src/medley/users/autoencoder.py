@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from medley.users.fields import UserFields
+from medley.users.table import MakeTable, dense_table
 
 
 class AutoencoderUserConfig(BaseModel):
@@ -30,7 +31,9 @@ class AutoencoderUserConfig(BaseModel):
 
     columns: tuple[()] = ()
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "AutoencoderUser":
+    def build(
+        self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int, table: MakeTable = dense_table
+    ) -> "AutoencoderUser":
         """The module."""
         return AutoencoderUser(num_items, dimension, self.hidden_dimension, self.dropout, self.kl_weight)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medley.fusion.multi_head import MultiHeadAttention
 from medley.users.fields import UserFields, one_field, recencies
+from medley.users.table import MakeTable, dense_table
 
 
 class HistoryAttentionUserConfig(BaseModel):
@@ -27,7 +28,9 @@ class HistoryAttentionUserConfig(BaseModel):
 
     columns: tuple[()] = ()
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "HistoryAttentionUser":
+    def build(
+        self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int, table: MakeTable = dense_table
+    ) -> "HistoryAttentionUser":
         """The module."""
         return HistoryAttentionUser(self.history_length, dimension, self.num_heads)
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from medley.users.fields import UserFields, one_field
+from medley.users.table import MakeTable, dense_table
 
 
 class HistoryMeanUserConfig(BaseModel):
@@ -20,7 +21,9 @@ class HistoryMeanUserConfig(BaseModel):
 
     columns: tuple[()] = ()
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "HistoryMeanUser":
+    def build(
+        self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int, table: MakeTable = dense_table
+    ) -> "HistoryMeanUser":
         """The module."""
         return HistoryMeanUser(dimension)
 

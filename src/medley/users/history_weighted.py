@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from medley.users.fields import UserFields, one_field, recencies
+from medley.users.table import MakeTable, dense_table
 
 
 class HistoryWeightedUserConfig(BaseModel):
@@ -21,9 +22,11 @@ class HistoryWeightedUserConfig(BaseModel):
 
     columns: tuple[()] = ()
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "HistoryWeightedUser":
+    def build(
+        self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int, table: MakeTable = dense_table
+    ) -> "HistoryWeightedUser":
         """The module."""
-        return HistoryWeightedUser(num_items, self.history_length, dimension)
+        return HistoryWeightedUser(table(num_items, 1, deviation=0.0), self.history_length, dimension)
 
 
 class HistoryWeightedUser(nn.Module):
@@ -32,12 +35,11 @@ class HistoryWeightedUser(nn.Module):
     a and b start at 0 and W at the identity: the plain mean. An empty history gives zeros.
     """
 
-    def __init__(self, num_items: int, history_length: int, dimension: int):
+    def __init__(self, item_weight_embedding: nn.Module, history_length: int, dimension: int):
         super().__init__()
         self.recency_weight = nn.Embedding(history_length, 1)
-        self.item_weight_embedding = nn.Embedding(num_items, 1)
+        self.item_weight_embedding = item_weight_embedding
         nn.init.zeros_(self.recency_weight.weight)
-        nn.init.zeros_(self.item_weight_embedding.weight)
         self.project = nn.Linear(dimension, dimension, bias=False)
         nn.init.eye_(self.project.weight)
 

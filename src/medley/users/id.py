@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from medley.users.fields import UserFields, one_field
+from medley.users.table import MakeTable, dense_table
 
 
 class IdUserConfig(BaseModel):
@@ -22,20 +22,17 @@ class IdUserConfig(BaseModel):
     history_length: Literal[0] = 0
     columns: tuple[()] = ()
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "IdUser":
+    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int, table: MakeTable = dense_table) -> "IdUser":
         """The module."""
-        return IdUser(train_count_V, dimension, self.initial_deviation)
+        return IdUser(table(len(train_count_V), dimension, self.initial_deviation, is_random_N=train_count_V > 0))
 
 
 class IdUser(nn.Module):
     """p_u = table[u]; users without train interactions start at zero and, never being updated, stay there."""
 
-    def __init__(self, train_count_V: Tensor, dimension: int, initial_deviation: float):
+    def __init__(self, embedding: nn.Module):
         super().__init__()
-        self.embedding = nn.Embedding(len(train_count_V), dimension)
-        nn.init.normal_(self.embedding.weight, std=initial_deviation)
-        with torch.no_grad():
-            self.embedding.weight.mul_((train_count_V > 0).unsqueeze(1))
+        self.embedding = embedding
 
     def forward(
         self, user_index_B: Tensor, attributes_B: Mapping[str, Tensor], history_BLD: Tensor, history_index_BL: Tensor, history_mask_BL: Tensor

@@ -1,6 +1,6 @@
 """The sum of several user models: p_u = (id) + (attributes) + (history)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -14,6 +14,7 @@ from medley.users.history_attention import HistoryAttentionUserConfig
 from medley.users.history_mean import HistoryMeanUserConfig
 from medley.users.history_weighted import HistoryWeightedUserConfig
 from medley.users.id import IdUserConfig
+from medley.users.table import MakeTable, dense_table
 from medley.users.transformer import TransformerUserConfig
 
 UserPart = (
@@ -46,15 +47,16 @@ class SumUserConfig(BaseModel):
         """Attribute columns of all parts."""
         return tuple(sorted({column for part in self.parts for column in part.columns}))
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "SumUser":
+    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int, table: MakeTable = dense_table) -> "SumUser":
         """The module."""
-        return SumUser([part.build(train_count_V, num_categories, num_items, dimension) for part in self.parts], [part.history_length for part in self.parts])
+        parts = [part.build(train_count_V, num_categories, num_items, dimension, table) for part in self.parts]
+        return SumUser(parts, [part.history_length for part in self.parts])
 
 
 class SumUser(nn.Module):
     """Every part sees the same inputs, the history as long as it asked for."""
 
-    def __init__(self, parts: list[nn.Module], history_lengths: list[int]):
+    def __init__(self, parts: Sequence[nn.Module], history_lengths: list[int]):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.history_lengths = history_lengths

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medley.fusion.multi_head import MultiHeadAttention
 from medley.users.fields import UserFields, one_field, recencies
+from medley.users.table import MakeTable, dense_table
 
 
 class TransformerUserConfig(BaseModel):
@@ -27,7 +28,9 @@ class TransformerUserConfig(BaseModel):
 
     columns: tuple[()] = ()
 
-    def build(self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int) -> "TransformerUser":
+    def build(
+        self, train_count_V: Tensor, num_categories: Mapping[str, int], num_items: int, dimension: int, table: MakeTable = dense_table
+    ) -> "TransformerUser":
         """The module."""
         return TransformerUser(self.history_length, dimension, self.num_layers, self.num_heads, self.dropout)
 
