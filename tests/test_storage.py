@@ -137,6 +137,7 @@ def test_convert_prepare_and_stream_on_an_object_store_give_the_same_bytes_as_on
     ray_session: None, s3_root: str, tiny_tables: str, tiny_prepared: str, tmp_path: Path
 ):
     from medley.data.fetching import fetched_windows
+    from medley.data.node_cache import NodeCache
 
     config = SyntheticConfig(num_items=120, num_users=60, interactions_per_user=12, image_side_pixels=16, clip_seconds=0.25)
     tables = convert(config, join_uri(s3_root, "tables"))["tables"]
@@ -148,7 +149,7 @@ def test_convert_prepare_and_stream_on_an_object_store_give_the_same_bytes_as_on
     assert prepare(tables, join_uri(s3_root, "prepared"), data_config, seed=0)["reused"]
     windows = [np.array(items) for items in ([3, 5, 119], [0, 64])]
     streamed = []
-    for data, cache in ((local, None), (remote, str(tmp_path))):
+    for data, cache in ((local, NodeCache()), (remote, NodeCache(str(tmp_path)))):
         fetched = fetched_windows(data, ["image", "audio"], windows, cache)
         streamed.append([[value and bytes(value) for column in ("image", "audio") for value in source.values(items_W, column)] for items_W, source in fetched])
     assert streamed[0] == streamed[1]

@@ -4,6 +4,8 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import fsspec
+import pyarrow.fs as pafs
 import pytest
 import torch
 
@@ -77,3 +79,11 @@ def ranks() -> Iterator[TwoRanks]:
     """Two gloo ranks without Ray, see `two_ranks`."""
     with two_ranks() as call:
         yield call
+
+
+@pytest.fixture
+def written_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that pyarrow does not know as local, as an object store is: folders are written in place and come with their files."""
+    storage = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("file", auto_mkdir=True)))
+    for module in ("medley.manifest", "medley.training.checkpoint_choice", "medley.training.checkpoint_parts"):
+        monkeypatch.setattr(f"{module}.open_storage", lambda uri: (storage, uri))

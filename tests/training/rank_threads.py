@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medley.index.scorer import Scorer
@@ -56,15 +57,17 @@ def snapshot_of(step: int, rank: int = 0, num_ranks: int = 1) -> Snapshot:
     """This rank's share of a state whose every number follows from the step: 7 × 3 weights and one moment in ranges, a buffer of rank 0."""
     size = -(-21 // num_ranks)
     start, stop = min(21, rank * size), min(21, (rank + 1) * size)
-    elements = torch.arange(21.0)[start:stop]
-    slices = [TensorSlice("mix.weight", (7, 3), start, elements + step), TensorSlice("mix.weight/exp_avg", (7, 3), start, elements / 10 - step)]
+    # In numpy: torch's thread pool does not live through a fork, and tests of crashes fork.
+    elements = np.arange(start, stop, dtype=np.float32)
+    values = {"mix.weight": elements + np.float32(step), "mix.weight/exp_avg": elements / np.float32(10) - np.float32(step)}
+    slices = [TensorSlice(name, (7, 3), start, torch.from_numpy(value)) for name, value in values.items()]
     if rank == 0:
-        slices.append(TensorSlice("count_N", (2,), 0, torch.tensor([step, 2])))
+        slices.append(TensorSlice("count_N", (2,), 0, torch.from_numpy(np.array([step, 2]))))
     return Snapshot(slices, num_steps=step)
 
 
 def write(folder: Path | str, *steps: int, num_ranks: int = 1, keep: int = 99, scorer: Scorer | None = None, most_failures: int = 1, **progress: Any) -> None:
-    """Checkpoints of these steps, one after the other, by ranks that are threads; raises what rank 0 raises."""
+    """Checkpoints of these steps, one after the other, by ranks that are threads; raises what a rank raises first."""
 
     def work(seat: Any) -> None:
         held = {"num_ranks": num_ranks, "zero_stage": 3}
@@ -74,4 +77,4 @@ def write(folder: Path | str, *steps: int, num_ranks: int = 1, keep: int = 99, s
 
     errors = [result for result in on_ranks(num_ranks, work) if result is not None]
     if errors:
-        raise errors[0]
+        raise min(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError))

@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import fsspec
-import pyarrow.fs as pafs
 import pytest
 import torch
 from safetensors import safe_open
@@ -179,14 +177,6 @@ def test_all_checkpoints_damaged_is_refused_instead_of_a_silent_start_from_nothi
         assert message.startswith(f"no checkpoint of '{tmp_path}' is whole (step-00000004: file 'state.json'")
         assert "step-00000002: file 'state.json'" in message
         assert message.endswith("expected at least one good checkpoint; restore one, or start anew with --fresh")
-
-
-@pytest.fixture
-def written_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storage that pyarrow does not know as local, as an object store is: folders are written in place and come with their files."""
-    storage = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("file", auto_mkdir=True)))
-    for module in ("medley.manifest", "medley.training.checkpoint_choice", "medley.training.checkpoint_parts"):
-        monkeypatch.setattr(f"{module}.open_storage", lambda uri: (storage, uri))
 
 
 def test_a_crash_in_the_first_checkpoint_on_an_object_store_leaves_nothing_to_resume(

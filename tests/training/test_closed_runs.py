@@ -1,5 +1,6 @@
 """Closed forms and a blend of them through fit, evaluation, bundle and Recommender, on the tiny data with Ray."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 
 from medley.bundle import bundle_run, read_bundle
 from medley.config import Run, make_run
+from medley.data import owner
 from medley.data.prepared import PreparedData
 from medley.heads.als import AlsConfig
 from medley.index.blend import Blend
 from medley.schema import InputError
 from medley.serving.recommender import Recommender
+from medley.storage import beside_uri
 from medley.training.als import first_vectors, make_problem, make_solvers, sweep
 from medley.training.compare import evaluate_run
 from medley.training.run import RUN_KIND, fit
@@ -49,6 +52,21 @@ def test_a_finished_closed_run_is_found_and_another_of_its_name_refused(blend_bu
     assert fit(run_of("ease", kind="ease", regularization=5, rank=20, cpus_per_worker=0.5))["reused"]
     with pytest.raises(InputError, match=r"was made with other train\.regularization"):
         fit(run_of("ease", kind="ease", regularization=6, rank=20))
+
+
+def test_a_run_that_another_process_trains_is_refused_even_fresh_and_left_as_it_is(
+    blend_bundle: tuple[str, dict[str, Any]], run_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, "BEAT_SECONDS", 0.05)
+    run = run_of("ease", kind="ease", regularization=5, rank=20)
+    for fresh in (False, True):
+        with (
+            owner.owned(beside_uri(run.run_uri, ".owner"), "run"),
+            pytest.raises(InputError, match=rf"says that process {os.getpid()} on .* works on this run, since \d+ s; expected one process at a time"),
+        ):
+            fit(run, fresh=fresh)
+    assert fit(run)["reused"]
+    assert not Path(f"{run.run_uri}.owner").exists()
 
 
 def test_the_blend_is_served_with_its_parts_and_folds_in_new_users(blend_bundle: tuple[str, dict[str, Any]]) -> None:

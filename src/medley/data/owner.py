@@ -1,4 +1,4 @@
-"""One process at a time: who works on a prepared set says so in a file beside it, again and again."""
+"""One process at a time: who works on a prepared set or a run says so in a file beside it, again and again."""
 
 import json
 import logging
@@ -24,13 +24,13 @@ SILENT_SECONDS = 30.0
 
 
 @contextmanager
-def owned(uri: str) -> Iterator[None]:
-    """Own the file at `uri` meanwhile; an InputError where another process does, and lives.
+def owned(uri: str, what: str) -> Iterator[None]:
+    """Own the file at `uri` meanwhile; an InputError where another process does, and lives. what: "prepared set" or "run", for the message.
 
     An owner that ended without removing its file is noticed at once on its own machine, from another one after SILENT_SECONDS. Two that start in the
     same instant may both own it.
     """
-    _wait_for_silence(uri)
+    _wait_for_silence(uri, what)
     token, ended = uuid.uuid4().hex, threading.Event()
     _beat(uri, token)
     thread = threading.Thread(target=_beat_until, args=(uri, token, ended), daemon=True)
@@ -45,20 +45,20 @@ def owned(uri: str) -> Iterator[None]:
             filesystem.delete_file(path)
 
 
-def _wait_for_silence(uri: str) -> None:
+def _wait_for_silence(uri: str, what: str) -> None:
     first, started = _read(uri), time.monotonic()
     if first is None or _has_ended(first):
         return
-    logger.info("prepare | %s is owned by process %s on %s; watching it for %g s", uri, first.get("process"), first.get("host"), SILENT_SECONDS)
+    logger.info("%s is owned by process %s on %s; watching it for %g s", uri, first.get("process"), first.get("host"), SILENT_SECONDS)
     while time.monotonic() - started < SILENT_SECONDS:
         time.sleep(BEAT_SECONDS / 5)
         if (found := _read(uri)) is None:
             return
         if found != first:
             raise InputError(
-                f"'{uri}' says that process {found.get('process')} on {found.get('host')} works on this prepared set, since {found.get('seconds', 0):.0f} s",
+                f"'{uri}' says that process {found.get('process')} on {found.get('host')} works on this {what}, since {found.get('seconds', 0):.0f} s",
                 "one process at a time",
-                "wait until it is done and run the same command again, which then finds the set complete; or end it",
+                "wait until it is done and run the same command again, which then finds it complete; or end it",
             )
 
 

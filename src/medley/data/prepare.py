@@ -83,7 +83,7 @@ def prepare(
         base = open_base(config.base) if config.base else None
         num_rows = max(*tables.num_rows.values(), *((base.num_items, base.num_users) if base else ()))
         work_uri = beside_uri(uri, ".work")
-        with owned(beside_uri(uri, ".owner")):
+        with owned(beside_uri(uri, ".owner"), "prepared set"):
             _remove_leftovers(root, identity)
             steps = Steps(join_uri(work_uri, f"{rows_per_partition}-{rows_per_file}"), Quarantine(), is_inline=num_rows <= rows_per_partition)
             plan = Plan(steps, tables, base, config, seed, rows_per_partition, rows_per_file)

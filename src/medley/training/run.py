@@ -15,6 +15,7 @@ from typing import Any
 
 from medley.config import Run, dump_run
 from medley.data.feature_store import read_weights
+from medley.data.owner import owned
 from medley.data.prepare import PREPARED_KIND, prepared_fingerprint
 from medley.data.prepared import PreparedData
 from medley.data.tables import open_tables
@@ -33,6 +34,7 @@ from medley.manifest import (
     write_manifest,
 )
 from medley.schema import InputError
+from medley.storage import beside_uri
 from medley.training.assemble import check_model, learn_assets
 from medley.training.assets import read_assets_of, write_assets
 from medley.training.blend import BlendConfig, part_folders
@@ -96,7 +98,7 @@ def run_fingerprint(run: Run, data: PreparedData) -> str:
 def fit(run: Run, *, fresh: bool = False) -> dict[str, Any]:
     """Train a run, resume it, or find it finished; needs a Ray session. Returns its uri, metrics and speed.
 
-    fresh: remove what an earlier run of this name left. Raises InputError for mistakes of configuration and data.
+    fresh: remove what an earlier run of this name left. Raises InputError for mistakes of configuration and data, and where another process trains it.
     """
     started = time.monotonic()
     data = find_prepared(run)
@@ -107,12 +109,13 @@ def fit(run: Run, *, fresh: bool = False) -> dict[str, Any]:
     else:
         check_room(getattr(run.train, "workers", 1), run.train.cpus_per_worker, use_gpu=False)
     identity = run_fingerprint(run, data)
-    if fresh:
-        remove_folder(run.run_uri)
-    manifest = claim(run.run_uri, identity, dump_run(run))
-    is_reused = manifest is not None
-    if manifest is None:
-        manifest = _train(run, data, identity)
+    with owned(beside_uri(run.run_uri, ".owner"), "run"):
+        if fresh:
+            remove_folder(run.run_uri)
+        manifest = claim(run.run_uri, identity, dump_run(run))
+        is_reused = manifest is not None
+        if manifest is None:
+            manifest = _train(run, data, identity)
     history = read_json(join_uri(run.run_uri, "history.json"))
     best = history[manifest["counts"]["best_epoch"]]
     return {
