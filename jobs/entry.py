@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def run_entry(main: Callable[[], dict[str, Any]]) -> NoReturn:
-    """Call `main` and end the process: 0 and one JSON line on success, 2 and a message on a user's mistake, 1 on a failure: a message where storage
-    failed, else a traceback."""
+    """Call `main` and end the process: 0 and one JSON line on success, 2 and a message on a user's mistake, the code of its fault and a message where
+    training was given up (training/faults.py), 1 on any other failure: a message where storage failed, else a traceback."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s | %(message)s", datefmt="%H:%M:%S")
     try:
         result = main()
@@ -25,12 +25,16 @@ def run_entry(main: Callable[[], dict[str, Any]]) -> NoReturn:
     except Exception as error:
         from medley.schema import InputError
         from medley.storage import StorageError
+        from medley.training.faults import TrainingStoppedError
 
         cause = getattr(error, "cause", None)  # what a Ray task's error wraps
         error = cause if isinstance(cause, InputError | StorageError) else error
         if isinstance(error, InputError | StorageError):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, InputError) else 1)
+        if isinstance(error, TrainingStoppedError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
         traceback.print_exc()
         sys.exit(1)
     print(json.dumps(result))

@@ -17,6 +17,7 @@ from jobs.convert import DATASETS
 from jobs.entry import run_entry
 from medley.data.convert import CONVERTERS
 from medley.schema import InputError
+from medley.training.faults import TrainingStoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [f"{path.parent.name}.{path.stem}" for folder in ("jobs", "tune") for path in sorted((ROOT / folder).glob("*.py")) if "__main__" in path.read_text()]
@@ -117,6 +118,11 @@ def test_a_mistake_found_by_a_task_of_ray_is_the_users_too(capsys: pytest.Captur
 def test_a_failure_that_is_not_the_users_ends_with_one_and_a_traceback(capsys: pytest.CaptureFixture[str]):
     code, out, err = end_of(failing(ZeroDivisionError("division by zero")), capsys)
     assert (code, out, err.splitlines()[-1]) == (1, "", "ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize(("kind", "code"), [("workers_lost", 3), ("not_finite", 4), ("storage", 5), ("disk_full", 5), ("hung", 6), ("preempted", 75)])
+def test_training_that_was_given_up_says_why_by_its_code(kind: str, code: int, capsys: pytest.CaptureFixture[str]):
+    assert end_of(failing(TrainingStoppedError(kind, "training failed 3 times")), capsys) == (code, "", "error: training failed 3 times\n")
 
 
 def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]):

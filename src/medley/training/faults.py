@@ -14,7 +14,7 @@ EXIT_CODES = {
     "hung": 6,
     "preempted": 75,
 }
-"""Kind of fault → exit code of the command; every other failure is 1. 75 is EX_TEMPFAIL of sysexits.h: run the same command again."""
+"""Kind of fault → exit code of a command whose training it ended; every other failure is 1. 75 is EX_TEMPFAIL of sysexits.h: run it again."""
 
 HUNG_EXIT_CODE = EXIT_CODES["hung"]
 """With which a rank's process ends that its own watchdog stops."""
@@ -41,17 +41,13 @@ class TrainingStoppedError(RuntimeError):
         super().__init__(kind, message)
         self.kind, self.message = kind, message
 
+    @property
+    def exit_code(self) -> int:
+        """With which the command ends."""
+        return EXIT_CODES[self.kind]
+
     def __str__(self) -> str:
         return self.message
-
-
-def exit_code(error: BaseException) -> int | None:
-    """The exit code of an error that needs no traceback; None for one that does."""
-    if isinstance(error, TrainingStoppedError):
-        return EXIT_CODES.get(error.kind)
-    if isinstance(error, InputError | StorageError | LossNotFiniteError):
-        return EXIT_CODES[fault_kind(error)]
-    return None
 
 
 def fault_kind(error: BaseException) -> str:
@@ -62,11 +58,15 @@ def fault_kind(error: BaseException) -> str:
         return "not_finite"
     if isinstance(error, StorageError):
         return "disk_full" if "No space left" in str(error) else "storage"
+    is_lost = is_dead_process(error) or any(words in str(error) for words in _LOST_PEER)
+    return "workers_lost" if is_lost else "failed"
+
+
+def is_dead_process(error: BaseException) -> bool:
+    """Whether Ray says that the rank's own process or machine is gone."""
     import ray.exceptions
 
-    if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError | ray.exceptions.NodeDiedError):
-        return "workers_lost"
-    return "workers_lost" if any(words in str(error) for words in _LOST_PEER) else "failed"
+    return isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError | ray.exceptions.NodeDiedError)
 
 
 def rank_errors(error: BaseException) -> dict[int, BaseException]:

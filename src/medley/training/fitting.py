@@ -17,7 +17,7 @@ from medley.schema import InputError
 from medley.training.checkpoint import Progress
 from medley.training.config import GradientTrainConfig
 from medley.training.events import DriverEvents, Event
-from medley.training.faults import EXIT_CODES, TrainingStoppedError, fault_kind, rank_errors
+from medley.training.faults import EXIT_CODES, TrainingStoppedError, fault_kind, is_dead_process, rank_errors
 from medley.training.notices import install_sigterm
 from medley.training.placement import choose_num_workers
 from medley.training.watchdog import stacks_uri
@@ -160,10 +160,12 @@ def _read_fault(error: BaseException, events: list[Event], run_uri: str, attempt
         silent = [rank for rank in range(num_workers) if not exists(stacks_uri(run_uri, attempt, rank))]
         answers = f"; ranks {', '.join(map(str, silent))} wrote no stacks: their processes answer nothing" if silent else ""
         return Fault("hung", hung[0]["message"] + answers, error, silent[0] if silent else hung[0]["rank"])
-    kinds = {rank: (fault_kind(cause), cause) for rank, cause in rank_errors(error).items()}
-    order = [*EXIT_CODES, "failed"]
-    rank, (kind, cause) = min(kinds.items(), key=lambda entry: (order.index(entry[1][0]) if entry[1][0] != "workers_lost" else len(order), entry[0]))
-    lost = [rank for rank, (kind, _) in kinds.items() if kind == "workers_lost"]
-    if kind == "failed" and lost:
-        rank, (kind, cause) = lost[0], kinds[lost[0]]
+    rank, cause = min(rank_errors(error).items(), key=lambda entry: (_distance(entry[1]), entry[0]))
+    kind = fault_kind(cause)
     return Fault(kind, f"{type(cause).__name__}: {' '.join(str(cause).split())[:1000]}", cause, rank if rank >= 0 else None)
+
+
+def _distance(error: BaseException) -> int:
+    """From the cause of a group's end: known faults, processes that died, unknown errors, and last the complaints about ranks that are gone."""
+    kind = fault_kind(error)
+    return (2 if is_dead_process(error) else 4) if kind == "workers_lost" else 3 if kind == "failed" else 1

@@ -29,7 +29,7 @@ from medley.training.config import GradientTrainConfig
 from medley.training.engine import Engine, learning_rate_factor
 from medley.training.evaluate import EvaluateConfig, Questions, Ranked, VectorRanker, rank_block, summarise, whole_catalogue
 from medley.training.faults import LossNotFiniteError
-from medley.training.notices import GO_ON, Notices
+from medley.training.notices import GO_ON, AttemptEndedError, Notices
 from medley.training.report import RunLog, peak_memory_megabytes
 from medley.training.seat import Seat
 from medley.training.timing import StepClock
@@ -69,7 +69,7 @@ def train(training: Training, progress: Progress) -> Progress:
     with training.checkpoints or nullcontext():
         while progress.epoch < training.config.epochs and not _is_exhausted(progress, training.config):
             if training.notices is not None and training.notices.agreed != GO_ON:
-                raise training.notices.end()
+                raise _ended_early(training)
             scorer = train_epoch(training, progress)
             _save(training, progress, scorer)
     return progress
@@ -99,8 +99,7 @@ def train_epoch(training: Training, progress: Progress) -> Scorer:
             progress.step_losses = earlier + _over_ranks(training, progress, losses)
             _save(training, progress, None)
             if is_ending:
-                assert training.notices is not None
-                raise training.notices.end()
+                raise _ended_early(training)
     step_losses = earlier + _over_ranks(training, progress, losses)
     train_seconds = time.monotonic() - started
     with training.clock("validation"):
@@ -215,6 +214,14 @@ def _save(training: Training, progress: Progress, scorer: Scorer | None) -> None
         training.checkpoints.save(training.engine.snapshot, progress, scorer)
     if training.log is not None:
         training.log.flush()
+
+
+def _ended_early(training: Training) -> AttemptEndedError:
+    """What to raise after a notice, once the last checkpoint stands; collective."""
+    assert training.notices is not None
+    if training.checkpoints is not None:
+        training.checkpoints.close()
+    return training.notices.end()
 
 
 def _log_step(training: Training, progress: Progress, recent: list[float], num_rows: int) -> None:
