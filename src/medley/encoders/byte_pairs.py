@@ -47,3 +47,21 @@ class BytePairs:
     def dummy() -> dict[str, Tensor]:
         """One padding token."""
         return {"token_ids": torch.zeros(1, dtype=torch.int64)}
+
+
+class ReadsBytePairs:
+    """What encoders over byte pairs read. Put it before nn.Module."""
+
+    subwords: BytePairs
+
+    def prepare(self, value: str) -> dict[str, Tensor]:
+        """Subword numbers, (T,) int64."""
+        return self.subwords.prepare(value)
+
+    def prepare_many(self, values: Sequence[str]) -> list[dict[str, Tensor]]:
+        """`prepare` of each."""
+        return self.subwords.prepare_many(values)
+
+    def dummy(self) -> dict[str, Tensor]:
+        """One padding token."""
+        return self.subwords.dummy()

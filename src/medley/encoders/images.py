@@ -1,6 +1,6 @@
 """Preparing pictures for an image encoder: decode, square, normalise."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,24 @@ from medley.media import decode_jpeg, decode_jpeg_into
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class SquarePictures:
+    """What encoders of pictures read: pixels of `side_pixels` squared. Put it before nn.Module."""
+
+    side_pixels: int
+
+    def prepare(self, value: bytes) -> dict[str, Tensor]:
+        """uint8 (3, side, side)."""
+        return {"pixels": prepare_square(value, self.side_pixels)}
+
+    def prepare_into(self, values: Sequence[bytes], out: Mapping[str, Tensor]) -> None:
+        """uint8 (values, 3, side, side)."""
+        prepare_squares_into(values, out["pixels"])
+
+    def dummy(self) -> dict[str, Tensor]:
+        """A black picture."""
+        return {"pixels": black_square(self.side_pixels)}
 
 
 def prepare_square(jpeg: bytes | memoryview, side_pixels: int) -> Tensor:
@@ -37,3 +55,8 @@ def normalise(pixels_PCHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
     mean_C11 = torch.tensor(mean, device=pixels_PCHW.device).view(-1, 1, 1)
     std_C11 = torch.tensor(std, device=pixels_PCHW.device).view(-1, 1, 1)
     return (pixels_PCHW.float() / 255 - mean_C11) / std_C11
+
+
+def normalise_channels_last(pixels_PCHW: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """`normalise` as convolutions want it: in the weights' precision, channels last in memory."""
+    return normalise(pixels_PCHW, mean, std).to(dtype).contiguous(memory_format=torch.channels_last)

@@ -1,12 +1,12 @@
 """Text from scratch with word order: byte-pair subwords learned from the catalogue, read by a GRU or LSTM."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from medley.encoders.byte_pairs import BytePairs, learn_byte_pairs
+from medley.encoders.byte_pairs import BytePairs, ReadsBytePairs, learn_byte_pairs
 from medley.encoders.recurrent import Cell, RecurrentNetwork, RecurrentPooling
 from medley.encoders.settings import TrainableSettings
 from medley.schema import TEXT
@@ -43,7 +43,7 @@ class RecurrentTextConfig(TrainableSettings):
         return RecurrentTextEncoder(BytePairs(assets["tokenizer.json"], self.max_tokens), self.dimension, network)
 
 
-class RecurrentTextEncoder(nn.Module):
+class RecurrentTextEncoder(ReadsBytePairs, nn.Module):
     """Subword vectors, then the recurrent network."""
 
     def __init__(self, subwords: BytePairs, dimension: int, network: RecurrentNetwork):
@@ -53,18 +53,6 @@ class RecurrentTextEncoder(nn.Module):
         self.embedding = nn.Embedding(subwords.vocabulary_size, dimension, padding_idx=0)
         self.network = network
         self.output_dimension = network.output_dimension
-
-    def prepare(self, value: str) -> dict[str, Tensor]:
-        """Subword numbers, (T,) int64."""
-        return self.subwords.prepare(value)
-
-    def prepare_many(self, values: Sequence[str]) -> list[dict[str, Tensor]]:
-        """`prepare` of each."""
-        return self.subwords.prepare_many(values)
-
-    def dummy(self) -> dict[str, Tensor]:
-        """One padding token."""
-        return self.subwords.dummy()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, 2 × width); padding does not count."""

@@ -1,13 +1,13 @@
 """Pictures from scratch by a ResNet-18 (He et al. 2016) of any width, with GroupNorm; for published weights see torchvision_image.py."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, black_square, normalise, prepare_square, prepare_squares_into
+from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, SquarePictures, normalise_channels_last
 from medley.encoders.settings import LayeredSettings
 from medley.schema import IMAGE
 
@@ -39,7 +39,7 @@ def group_norm(num_channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_channels // 8, num_channels)
 
 
-class ResNetEncoder(nn.Module):
+class ResNetEncoder(SquarePictures, nn.Module):
     """Four stages of two blocks each, then the mean over positions."""
 
     def __init__(self, side_pixels: int, width: int, *, small_stem: bool):
@@ -62,22 +62,9 @@ class ResNetEncoder(nn.Module):
         """The four stages."""
         return [self.layer1, self.layer2, self.layer3, self.layer4]
 
-    def prepare(self, value: bytes) -> dict[str, Tensor]:
-        """uint8 (3, side, side)."""
-        return {"pixels": prepare_square(value, self.side_pixels)}
-
-    def prepare_into(self, values: Sequence[bytes], out: Mapping[str, Tensor]) -> None:
-        """uint8 (values, 3, side, side)."""
-        prepare_squares_into(values, out["pixels"])
-
-    def dummy(self) -> dict[str, Tensor]:
-        """A black picture."""
-        return {"pixels": black_square(self.side_pixels)}
-
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, 8 × width)."""
-        hidden = normalise(inputs["pixels"], IMAGENET_MEAN, IMAGENET_STD).to(self.conv1.weight.dtype)
-        hidden = hidden.contiguous(memory_format=torch.channels_last)
+        hidden = normalise_channels_last(inputs["pixels"], IMAGENET_MEAN, IMAGENET_STD, self.conv1.weight.dtype)
         hidden = self.maxpool(torch.relu(self.bn1(self.conv1(hidden))))
         hidden = self.layer4(self.layer3(self.layer2(self.layer1(hidden))))
         return hidden.mean(dim=(2, 3))

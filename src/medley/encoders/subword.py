@@ -1,12 +1,12 @@
 """Text from scratch: byte-pair subwords learned from the catalogue, their vectors averaged (fastText: Joulin et al. 2017)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from medley.encoders.byte_pairs import BytePairs, learn_byte_pairs
+from medley.encoders.byte_pairs import BytePairs, ReadsBytePairs, learn_byte_pairs
 from medley.encoders.settings import TrainableSettings
 from medley.schema import TEXT
 
@@ -33,7 +33,7 @@ class SubwordConfig(TrainableSettings):
         return SubwordEncoder(BytePairs(assets["tokenizer.json"], self.max_tokens), self.dimension)
 
 
-class SubwordEncoder(nn.Module):
+class SubwordEncoder(ReadsBytePairs, nn.Module):
     """Mean of the subword vectors, then a layer norm."""
 
     def __init__(self, subwords: BytePairs, dimension: int):
@@ -43,18 +43,6 @@ class SubwordEncoder(nn.Module):
         self.subwords = subwords
         self.embedding = nn.Embedding(subwords.vocabulary_size, dimension, padding_idx=0)
         self.norm = nn.LayerNorm(dimension)
-
-    def prepare(self, value: str) -> dict[str, Tensor]:
-        """Subword numbers, (T,) int64."""
-        return self.subwords.prepare(value)
-
-    def prepare_many(self, values: Sequence[str]) -> list[dict[str, Tensor]]:
-        """`prepare` of each."""
-        return self.subwords.prepare_many(values)
-
-    def dummy(self) -> dict[str, Tensor]:
-        """One padding token."""
-        return self.subwords.dummy()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, D); padding does not count."""

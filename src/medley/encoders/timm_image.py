@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medley.encoders.images import black_square, normalise, prepare_square, prepare_squares_into
+from medley.encoders.images import SquarePictures, normalise_channels_last
 from medley.encoders.settings import LayeredSettings
 from medley.schema import IMAGE, InputError
 
@@ -87,7 +86,7 @@ def load_timm_weights(network: Any, path: str) -> None:
     network.load_state_dict(state)
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(SquarePictures, nn.Module):
     """The network's pooled features."""
 
     def __init__(self, network: Any, side_pixels: int, mean: Sequence[float], std: Sequence[float]):
@@ -104,20 +103,6 @@ class TimmEncoder(nn.Module):
                 return list(getattr(self.network, name).children())
         return [part for name, part in self.network.named_children() if name in STAGES]
 
-    def prepare(self, value: bytes) -> dict[str, Tensor]:
-        """uint8 (3, side, side)."""
-        return {"pixels": prepare_square(value, self.side_pixels)}
-
-    def prepare_into(self, values: Sequence[bytes], out: Mapping[str, Tensor]) -> None:
-        """uint8 (values, 3, side, side)."""
-        prepare_squares_into(values, out["pixels"])
-
-    def dummy(self) -> dict[str, Tensor]:
-        """A black picture."""
-        return {"pixels": black_square(self.side_pixels)}
-
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, output_dimension)."""
-        weight = next(self.network.parameters())
-        pixels_PCHW = normalise(inputs["pixels"], self.mean, self.std).to(weight.dtype)
-        return self.network(pixels_PCHW.contiguous(memory_format=torch.channels_last))
+        return self.network(normalise_channels_last(inputs["pixels"], self.mean, self.std, next(self.network.parameters()).dtype))

@@ -1,13 +1,13 @@
 """Pictures by a torchvision network (ResNet, EfficientNet, ConvNeXt, ViT), with published weights from a local file or from scratch."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, black_square, normalise, prepare_square, prepare_squares_into
+from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, SquarePictures, normalise_channels_last
 from medley.encoders.resnet import group_norm
 from medley.encoders.settings import LayeredSettings
 from medley.schema import IMAGE, InputError
@@ -64,7 +64,7 @@ class TorchvisionConfig(LayeredSettings):
         return encoder
 
 
-class TorchvisionEncoder(nn.Module):
+class TorchvisionEncoder(SquarePictures, nn.Module):
     """The features before the classifier: the mean over positions, in a ViT the class token. Names are torchvision's, after `network.`."""
 
     def __init__(self, architecture: str, side_pixels: int, *, frozen_batch_norm: bool):
@@ -87,23 +87,9 @@ class TorchvisionEncoder(nn.Module):
         """Layers of a ViT, stages of a convolutional network."""
         return list(self.family.blocks(self.network))
 
-    def prepare(self, value: bytes) -> dict[str, Tensor]:
-        """uint8 (3, side, side)."""
-        return {"pixels": prepare_square(value, self.side_pixels)}
-
-    def prepare_into(self, values: Sequence[bytes], out: Mapping[str, Tensor]) -> None:
-        """uint8 (values, 3, side, side)."""
-        prepare_squares_into(values, out["pixels"])
-
-    def dummy(self) -> dict[str, Tensor]:
-        """A black picture."""
-        return {"pixels": black_square(self.side_pixels)}
-
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, output_dimension)."""
-        weight = next(self.network.parameters())
-        pixels_PCHW = normalise(inputs["pixels"], IMAGENET_MEAN, IMAGENET_STD).to(weight.dtype)
-        return self.network(pixels_PCHW.contiguous(memory_format=torch.channels_last))
+        return self.network(normalise_channels_last(inputs["pixels"], IMAGENET_MEAN, IMAGENET_STD, next(self.network.parameters()).dtype))
 
 
 def load_torchvision_weights(network: nn.Module, path: str, architecture: str, classifier: str) -> None:

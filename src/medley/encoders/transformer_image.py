@@ -1,14 +1,14 @@
 """Pictures by a transformers vision transformer from a local folder (ViT, DINOv2, the pictures' part of CLIP and SigLIP)."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, black_square, normalise, prepare_square, prepare_squares_into
+from medley.encoders.images import IMAGENET_MEAN, IMAGENET_STD, SquarePictures, normalise
 from medley.encoders.layers import find_blocks
 from medley.encoders.transformer_files import FEATURE_FILE, TransformerSettings, model_type
 from medley.schema import IMAGE, InputError
@@ -47,7 +47,7 @@ class TransformerImageConfig(TransformerSettings):
         return TransformerImageEncoder(model, mean, std, self.side_pixels, self.pooling)
 
 
-class TransformerImageEncoder(nn.Module):
+class TransformerImageEncoder(SquarePictures, nn.Module):
     """The pooled last hidden state."""
 
     def __init__(self, model: "PreTrainedModel", mean: list[float], std: list[float], side_pixels: int | None, pooling: Pooling):
@@ -72,18 +72,6 @@ class TransformerImageEncoder(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The model's layers."""
         return find_blocks(self.model)
-
-    def prepare(self, value: bytes) -> dict[str, Tensor]:
-        """uint8 (3, side, side)."""
-        return {"pixels": prepare_square(value, self.side_pixels)}
-
-    def prepare_into(self, values: Sequence[bytes], out: Mapping[str, Tensor]) -> None:
-        """uint8 (values, 3, side, side)."""
-        prepare_squares_into(values, out["pixels"])
-
-    def dummy(self) -> dict[str, Tensor]:
-        """A black picture."""
-        return {"pixels": black_square(self.side_pixels)}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(P, hidden size)."""
