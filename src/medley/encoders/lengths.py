@@ -24,7 +24,7 @@ def encode_by_length(encoder: Callable[[Mapping[str, Tensor]], Tensor], inputs: 
 
 def real_lengths(inputs: Mapping[str, Tensor]) -> Tensor:
     """(P,) tokens up to the last that is not 0 in any of the inputs."""
-    places = [(values_PT != 0) * torch.arange(1, values_PT.shape[1] + 1) for values_PT in inputs.values()]
+    places = [(values_PT != 0) * torch.arange(1, values_PT.shape[1] + 1, device=values_PT.device) for values_PT in inputs.values()]
     return torch.stack([place_PT.amax(dim=1) for place_PT in places]).amax(dim=0)
 
 
