@@ -6,6 +6,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,18 @@ NOT_TRAINING = ("checkpoint", "validation")
 
 
 class RunLog:
-    """Rank 0's log of a run. Records are kept locally and copied to `log/` at every flush, so that any storage works.
+    """Rank 0's log of a run. Records are kept locally and copied to `log/` at every flush, so that any storage works."""
 
-    flops_per_row, peak_flops: of the model (forward and backward) and of this rank's processor times the ranks, for the share of the peak that
-    training reaches (MFU, model FLOPs utilisation, Chowdhery et al. 2022); without them it is left out.
-    """
-
-    def __init__(self, run_uri: str, attempt: str, *, flops_per_row: float | None = None, peak_flops: float | None = None):
+    def __init__(self, run_uri: str, attempt: str):
         from tensorboardX import SummaryWriter
 
         self.run_uri = run_uri
         self.attempt = attempt
-        self.flops_per_row, self.peak_flops = flops_per_row, peak_flops
         self.folder = tempfile.TemporaryDirectory(prefix="medley-log-")
         self.board = SummaryWriter(self.folder.name, write_to_disk=True)
         self.lines: list[str] = []
         self.started = time.monotonic()
-        self.since = Interval(self.started, 0, 0, dict.fromkeys(PHASES, 0.0))
+        self.since = Moment(self.started, 0, 0, dict.fromkeys(PHASES, 0.0))
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One record: `kind` is step or epoch; numbers go to TensorBoard too."""
@@ -50,15 +46,13 @@ class RunLog:
 
         num_rows: of all ranks so far in this epoch; phase_seconds: of this rank so far.
         """
-        now = Interval(time.monotonic(), step, num_rows, dict(phase_seconds))
+        now = Moment(time.monotonic(), step, num_rows, dict(phase_seconds))
         measured = self.since.until(now)
-        if self.flops_per_row and self.peak_flops:
-            measured["mfu"] = measured["rows_per_second"] * self.flops_per_row / self.peak_flops
         self.since = now
         self.record("step", step, {**values, **measured, "peak_memory_megabytes": peak_memory_megabytes()})
         shares = " ".join(f"{phase} {measured[f'{phase}_share']:.0%}" for phase in PHASES if measured[f"{phase}_share"] >= 0.005)
         logger.info(
-            "step %d/%d | loss %.4f | %.1f ms | %s rows/s | lr %.1e | %s%s",
+            "step %d/%d | loss %.4f | %.1f ms | %s rows/s | lr %.1e | %s",
             step,
             num_steps,
             values["loss"],
@@ -66,17 +60,14 @@ class RunLog:
             f"{measured['rows_per_second']:,.0f}",
             values["learning_rate"],
             shares,
-            f" | MFU {measured['mfu']:.0%}" if "mfu" in measured else "",
         )
 
-    def summary(self, step: int, phase_seconds: Mapping[str, float]) -> dict[str, float]:
+    def summary(self, step: int, phase_seconds: Mapping[str, float]) -> None:
         """Where this attempt's time went, as the last record and line; `other`: Python between the phases, logs, waiting for the first batches."""
         total = time.monotonic() - self.started
         seconds = {**phase_seconds, "other": max(0.0, total - sum(phase_seconds.values()))}
-        values = {"total_seconds": total, **{f"{phase}_seconds": value for phase, value in seconds.items()}}
-        self.record("summary", step, values)
+        self.record("summary", step, {"total_seconds": total, **{f"{phase}_seconds": value for phase, value in seconds.items()}})
         logger.info("time | %.1f s | %s", total, " | ".join(f"{phase} {value:.1f} s ({value / total:.0%})" for phase, value in seconds.items()))
-        return values
 
     def flush(self) -> None:
         """Copy everything written so far to the run folder."""
@@ -92,14 +83,18 @@ class RunLog:
         self.folder.cleanup()
 
 
-class Interval:
+@dataclass(frozen=True)
+class Moment:
     """A moment of a run, to measure from one to the next."""
 
-    def __init__(self, at: float, step: int, num_rows: int, phase_seconds: dict[str, float]):
-        """at: monotonic seconds. num_rows: so far in the epoch."""
-        self.at, self.step, self.num_rows, self.phase_seconds = at, step, num_rows, phase_seconds
+    at: float
+    """monotonic seconds"""
+    step: int
+    num_rows: int
+    """so far in the epoch"""
+    phase_seconds: Mapping[str, float]
 
-    def until(self, later: "Interval") -> dict[str, float]:
+    def until(self, later: "Moment") -> dict[str, float]:
         """Throughput and shares of the time between two records; checkpoints and validation count in the shares but not in the throughput."""
         total = max(later.at - self.at, 1e-9)
         spent = {phase: later.phase_seconds[phase] - self.phase_seconds[phase] for phase in PHASES}
