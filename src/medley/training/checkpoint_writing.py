@@ -75,8 +75,8 @@ class CheckpointWriter:
         if failure is not None:
             self._count(failure, name, must_stand=scorer is not None)
             return name
-        values = {"progress": asdict(progress), "best": progress.best_checkpoint}
-        self._writing = _Writing(self, name, stage_uri, stage, cleaning, snapshot(), values, scorer)
+        # asdict copies: training goes on with `progress`.
+        self._writing = _Writing(self, name, stage_uri, stage, cleaning, snapshot(), asdict(progress), scorer)
         self._writing.start()
         return name
 
@@ -140,7 +140,7 @@ class _Writing(threading.Thread):
         stage: StagedFolder | None,
         cleaning: ExitStack,
         snapshot: Snapshot,
-        values: dict[str, Any],
+        progress: dict[str, Any],
         scorer: Scorer | None,
     ):
         super().__init__(name=f"checkpoint {checkpoint}", daemon=True)
@@ -150,7 +150,7 @@ class _Writing(threading.Thread):
         self.stage = stage
         self.cleaning = cleaning
         self.snapshot = snapshot
-        self.values = values
+        self.progress = progress
         self.scorer = scorer
         self.failure: StorageError | None = None
         self.mistake: BaseException | None = None
@@ -194,17 +194,16 @@ class _Writing(threading.Thread):
         writer = self.writer
         if self.scorer is not None:
             self.scorer.save(stage.path(SCORER_FILE))
-        progress = self.values["progress"]
-        write_json(stage.path("state.json"), {"progress": progress, "num_optimizer_steps": self.snapshot.num_steps, "held": writer.held})
+        write_json(stage.path("state.json"), {"progress": self.progress, "num_optimizer_steps": self.snapshot.num_steps, "held": writer.held})
         indices = self._await_parts()
         StoredState(stage.uri, indices, self.snapshot.num_steps)  # every element of every tensor once, or nothing is committed
         known = {part_file(number): index["file"] for number, index in enumerate(indices)}
-        counts = {"step": progress["step"], "parts": len(indices)}
+        counts = {"step": self.progress["step"], "parts": len(indices)}
         flush(*(stage.path(name) for name in list_folder(stage.uri) if name not in known))
         stage.commit(CHECKPOINT_KIND, writer.identity, parents={}, counts=counts, config=writer.held, known=known)
         flush(join_uri(stage.final_uri, MANIFEST), stage.final_uri, writer.folder)
         try:
-            remove_old(writer.folder, self.checkpoint, writer.keep, self.values["best"])
+            remove_old(writer.folder, self.checkpoint, writer.keep, self.progress["best_checkpoint"])
         except StorageError as error:
             logger.warning("old checkpoints were not removed: %s", error)
 

@@ -104,7 +104,6 @@ def fit(run: Run, *, fresh: bool = False) -> dict[str, Any]:
     data = find_prepared(run)
     if isinstance(run.train, GradientTrainConfig):
         check_model(run.model, run.loss, data)
-    if isinstance(run.train, GradientTrainConfig):
         check_workers(run.train, is_fixed=getattr(run.loss, "across_ranks", False))
     else:
         check_room(getattr(run.train, "workers", 1), run.train.cpus_per_worker, use_gpu=False)
