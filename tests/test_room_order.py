@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 FILES = sorted((SOURCE / "medley").rglob("*.py"))
 ROOMS = (
-    *("schema", "storage", "manifest", "report_page", "media", "encoders", "data", "fusion", "users", "heads", "losses", "model", "metrics", "index"),
+    *("schema", "storage", "manifest", "owner", "report_page", "media", "encoders", "data", "fusion", "users", "heads", "losses", "model", "metrics", "index"),
     *("training", "bundle", "serving", "search", "cluster"),
 )
 MAY_IMPORT_CONFIG = ("training/run.py", "training/fitting.py", "training/worker.py", "serving/deployments.py", "search/", "cluster/")

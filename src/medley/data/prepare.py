@@ -23,7 +23,6 @@ from medley.data.config import DataConfig
 from medley.data.item_shards import SHARDS_STEP, facts_schema, item_facts, write_item_shards
 from medley.data.numbering import ItemNumbers, number_items
 from medley.data.outputs import users_in_order, write_file
-from medley.data.owner import owned
 from medley.data.partitions import ROWS_PER_PARTITION
 from medley.data.prepare_interactions import Plan, PreparedInteractions, prepare_interactions
 from medley.data.shards import items_per_shard
@@ -43,6 +42,7 @@ from medley.manifest import (
     write_json,
     write_parquet,
 )
+from medley.owner import owned
 from medley.schema import ITEM_ID, SPLITS, InputError
 from medley.storage import beside_uri
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from medley.config import Run, dump_run
 from medley.data.feature_store import read_weights
-from medley.data.owner import owned
 from medley.data.prepare import PREPARED_KIND, prepared_fingerprint
 from medley.data.prepared import PreparedData
 from medley.data.tables import open_tables
@@ -33,6 +32,7 @@ from medley.manifest import (
     write_json,
     write_manifest,
 )
+from medley.owner import owned
 from medley.schema import InputError
 from medley.storage import beside_uri
 from medley.training.assemble import check_model, learn_assets

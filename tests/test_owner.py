@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from medley.data import owner
-from medley.data.owner import owned
+from medley import owner
+from medley.owner import owned
 from medley.schema import InputError
 
 
