@@ -73,6 +73,14 @@ def model_of(config: ModelConfig, data: PreparedData) -> RecommenderModel:
     return assemble_model(config, data, assets, 0, pretrained=True).eval()
 
 
+def draw_updates(model: RecommenderModel) -> None:
+    """Updates as training leaves them: B starts at zero."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.3)
+
+
 def text_vectors(model: RecommenderModel) -> Tensor:
     encoder = model.named_encoders["text"]
     with torch.no_grad():
@@ -102,10 +110,7 @@ def write_run(uri: Path, config: ModelConfig, weights: dict[str, Tensor]) -> str
 def test_a_run_that_starts_from_one_with_updates_begins_with_its_vectors(settings: dict[str, Any], data: PreparedData, bert: str, tmp_path: Path) -> None:
     older = model_config(bert, train="lora", lora={"rank": 2, "alpha": 6})
     old = model_of(older, data)
-    with torch.no_grad():
-        for name, parameter in old.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(std=0.3)
+    draw_updates(old)
     run = write_run(tmp_path / "run", older, old.state_dict())
     new_config = model_config(bert, **settings)
     new = model_of(new_config, data)
@@ -132,10 +137,7 @@ def test_a_run_with_updates_starts_from_one_without(data: PreparedData, bert: st
 def test_the_feature_cache_reads_the_vectors_of_a_run_with_updates(data: PreparedData, bert: str, tmp_path: Path) -> None:
     older = model_config(bert, train="lora", lora={"rank": 2})
     old = model_of(older, data)
-    with torch.no_grad():
-        for name, parameter in old.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(std=0.3)
+    draw_updates(old)
     run = write_run(tmp_path / "run", older, old.state_dict())
     frozen = model_config(bert, train="frozen", cache=True)
     assets = {name: encoder.learn([]) for name, encoder in frozen.encoders.items()}

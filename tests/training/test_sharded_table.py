@@ -36,6 +36,16 @@ def step(made: ShardedTable, index: Tensor, number: int, *, learning_rate: float
     made.update(clip=1.0, learning_rate=learning_rate, weight_decay=weight_decay, num_steps=number)
 
 
+def take_steps_beside(made: ShardedTable, dense: nn.Embedding, optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+    """The same steps of both: each reads six rows at random."""
+    for number in range(1, num_steps + 1):
+        index = torch.randint(20, (6,), generator=torch.Generator().manual_seed(number))
+        step(made, index, number)
+        optimizer.zero_grad()
+        dense(index).pow(3).sum().backward()
+        optimizer.step()
+
+
 @pytest.mark.parametrize(("num_rows", "num_ranks"), [(1, 1), (1, 3), (37, 1), (37, 2), (1000, 3), (600_000, 4)])
 def test_every_row_has_one_owner_and_a_place_there(num_rows: int, num_ranks: int) -> None:
     rows_N = torch.arange(num_rows)
@@ -82,12 +92,7 @@ def test_sparse_adam_is_that_of_torch_on_a_dense_table() -> None:
     made = table()
     dense = nn.Embedding.from_pretrained(whole([made]), freeze=False, sparse=True)
     optimizer = torch.optim.SparseAdam(dense.parameters(), lr=0.1, betas=(0.9, 0.98))
-    for number in range(1, 8):
-        index = torch.randint(20, (6,), generator=torch.Generator().manual_seed(number))
-        step(made, index, number)
-        optimizer.zero_grad()
-        dense(index).pow(3).sum().backward()
-        optimizer.step()
+    take_steps_beside(made, dense, optimizer, 7)
     torch.testing.assert_close(whole([made]), dense.weight.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(whole([made], "exp_avg_sq"), optimizer.state[dense.weight]["exp_avg_sq"], rtol=1e-5, atol=1e-7)
 
@@ -108,12 +113,7 @@ def test_rowwise_adagrad_of_width_one_is_adagrad() -> None:
     made = table("rowwise_adagrad", width=1)
     dense = nn.Embedding.from_pretrained(whole([made]), freeze=False)
     optimizer = torch.optim.Adagrad(dense.parameters(), lr=0.1, eps=1e-8)
-    for number in range(1, 6):
-        index = torch.randint(20, (6,), generator=torch.Generator().manual_seed(number))
-        step(made, index, number)
-        optimizer.zero_grad()
-        dense(index).pow(3).sum().backward()
-        optimizer.step()
+    take_steps_beside(made, dense, optimizer, 5)
     torch.testing.assert_close(whole([made]), dense.weight.detach(), rtol=1e-5, atol=1e-6)
 
 
