@@ -21,7 +21,6 @@ Figures: text_train_bf16_vs_fp32, text_inference_bf16_vs_fp32 (medians of the ro
 import argparse
 import json
 import os
-import platform
 import socket
 import sys
 import tempfile
@@ -32,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.bench.figures import machine, quartiles
 
 TRAIN_TEXTS, INFER_TEXTS, STEP_ITEMS, ROUNDS = 256, 512, 64, 5
 QUICK_TRAIN_TEXTS, QUICK_INFER_TEXTS, QUICK_STEP_ITEMS, QUICK_ROUNDS = 16, 32, 16, 1
@@ -230,11 +231,6 @@ def measure(num_train: int, num_infer: int, num_items: int, num_rounds: int) -> 
     return rounds, flops
 
 
-def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    return [round(float(value), 3) for value in np.quantile(values, [0.25, 0.5, 0.75])]
-
-
 def main() -> None:
     """Run the rounds, print one JSON line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.encoders", description="Text encoder and whole step in bf16 on one core.")
@@ -269,7 +265,7 @@ def main() -> None:
         "texts": {"train": sizes[0], "inference": sizes[1]},
         "seconds": {name: quartiles([each[name] for each in rounds]) for name in rounds[0] if not name.startswith("gemm")},
         "step": {"gigaflops": round(flops / 1e9, 1), "items": sizes[2]},
-        "machine": {"num_cpus": os.cpu_count(), "machine": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "machine": machine(),
     }
     print(json.dumps({"bench": "encoders", "figures": figures, "detail": detail}))
 

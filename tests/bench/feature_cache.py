@@ -14,8 +14,6 @@ the loop are those of the cached arm's first steps; `cached_of_head_only`: the s
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -23,8 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tests.bench.figures import machine, quartiles
 from tests.pretrained import convert_efficientnet_lite0, minilm_folder
 
 RAW = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "ml1m"
@@ -164,14 +161,9 @@ def main() -> None:
         "encode_seconds": round(encode_seconds, 1),
         "contents": {name: result["num_computed"] for name, result in encoded.items()},
         "workload": {"rows": num_rows, "micro_batch_size": run.train.micro_batch_size, "side_pixels": run.model.encoders["image"].side_pixels},
-        "machine": {"num_cpus": os.cpu_count(), "machine": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "machine": machine(),
     }
     print(json.dumps({"bench": "feature_cache", "figures": {"cache_speedup": speedups[1]}, "detail": detail}))
-
-
-def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    return [round(float(value), 3) for value in np.quantile(values, [0.25, 0.5, 0.75])]
 
 
 if __name__ == "__main__":

@@ -14,14 +14,12 @@ detail does, over the same bytes. Detail also has ZeRO-0's ratio and how far the
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from tests.bench.figures import machine, quartiles
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 22, "num_attention_heads": 16, "intermediate_size": 4096, "vocab_size": 30522}
 SMALL = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024, "vocab_size": 30522}
@@ -30,7 +28,6 @@ ROUNDS, QUICK_ROUNDS = 5, 1
 
 def run(folder: Path, sizes: dict[str, int], num_rounds: int) -> dict[str, Any]:
     """The model's folder, the rounds, training and resuming."""
-    import torch
 
     from tests.bench import large_encoder_rank as rank_side
     from tests.training.two_ranks import two_ranks
@@ -53,14 +50,14 @@ def run(folder: Path, sizes: dict[str, int], num_rounds: int) -> dict[str, Any]:
     with two_ranks() as call:
         resumed = call(rank_side.resume, str(large), str(checkpoint), "bf16")
     unbroken, again = sum(rank["losses"][1] for rank in trained), sum(losses[0] for losses in resumed)
-    ratios = {stage: quartiles([max(rank["peak_bytes"] for rank in peaks[stage]) / model_bytes for peaks in rounds]) for stage in ("zero3", "zero0")}
+    ratios = {stage: quartiles([max(rank["peak_bytes"] for rank in peaks[stage]) / model_bytes for peaks in rounds], 4) for stage in ("zero3", "zero0")}
     detail = {
         "load_peak_ratio_quartiles": ratios,
         "step_peak_ratio": round(max(rank["step_peak_bytes"] for rank in trained) / model_bytes, 3),
         "held_elements_of_all": [round(rank["held_elements"] * 4 / model_bytes, 3) for rank in rounds[0]["zero3"]],
         "losses": {"first": sum(rank["losses"][0] for rank in trained), "second": unbroken, "second_resumed": again},
         "model": {"parameters": model_bytes // 4, **sizes},
-        "machine": {"num_cpus": os.cpu_count(), "machine": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "machine": machine(),
     }
     return {"bench": "large_encoder", "figures": {"zero3_load_peak_ratio": ratios["zero3"][1]}, "detail": detail}
 
@@ -79,11 +76,6 @@ def num_elements(folder: Path) -> int:
     from medley.encoders.own_ranges import stored_tensors
 
     return sum(tensor.num_elements for tensor in stored_tensors(str(folder)).values())
-
-
-def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    return [round(float(value), 4) for value in np.quantile(values, [0.25, 0.5, 0.75])]
 
 
 def main() -> None:

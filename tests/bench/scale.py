@@ -15,7 +15,6 @@ detail has quartiles, each phase alone and processor times, which other load on 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,10 +25,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tests.bench.figures import machine, quartiles
 from tests.bench.peers import peer_python
 from tests.bench.scale_data import VECTOR_SIZE, write_tables
 
@@ -190,11 +189,6 @@ def peer_apart(python: str, tables: Path, warm_up: Path) -> Found:
         return run_apart([python, "-m", "tests.bench.scale_peer", str(tables), f"{folder}/out", str(warm_up)])
 
 
-def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    return [round(float(value), 3) for value in np.quantile(values, [0.25, 0.5, 0.75])]
-
-
 def growth(sweeps: list[dict[int, Found]]) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures and detail of the growing data."""
     first, last = FACTORS[0], FACTORS[-1]
@@ -278,9 +272,8 @@ def main() -> None:
             print(f"round {number + 1} of {num_rounds} | {rounds[-1]}", file=sys.stderr)
     figures, detail = growth(sweeps)
     more_figures, more_detail = versus(rounds)
-    machine = {"num_cpus": os.cpu_count(), "machine": platform.processor() or platform.machine()}
     workload = {"base_rows": base_rows, "partition_rows": partition_rows, "peer_rows": peer_rows, "peer": "polars 2.1.0, its default threads"}
-    detail |= {**more_detail, "load_average": loads, "workload": workload, "machine": machine}
+    detail |= {**more_detail, "load_average": loads, "workload": workload, "machine": machine()}
     print(json.dumps({"bench": "scale", "figures": {**figures, **more_figures}, "detail": detail}))
 
 

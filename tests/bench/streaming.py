@@ -20,7 +20,6 @@ in which ours did was taken on a busy machine, and `is_valid` is then false.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -31,11 +30,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tests.bench import streaming_data as data_files
 from tests.bench import streaming_peers as peers
+from tests.bench.figures import machine, quartiles
 from tests.bench.peers import peer_python
 from tests.bench.streaming_data import SAMPLE_RATE_HZ, SIDE_PIXELS
 from tests.bench.streaming_measure import MARK, Rates, cpu_seconds, rates
@@ -122,11 +121,6 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **more, MARK: uuid.uuid4().hex, "PYTHONPATH": f"{root()}:{root() / 'src'}", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
-def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    return [round(float(value), 3) for value in np.quantile(values, [0.25, 0.5, 0.75])]
-
-
 def summarise(rounds: list[dict[str, Rates]]) -> tuple[dict[str, float], dict[str, Any]]:
     """Figures and detail of the rounds: loader → epoch → rows/s."""
     loaders = [name for name in TORCH_LOADERS if name in rounds[0]]
@@ -189,9 +183,8 @@ def main() -> None:
     figures, detail = summarise(rounds)
     if not detail["is_valid"]:
         print("ours passed the limit in a round: the machine was busy, only the processor times hold", file=sys.stderr)
-    machine = {"num_cpus": os.cpu_count(), "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     workload = {"rows": {name: rows_of[name] for name in pythons}, "micro_batch_size": MICRO_BATCH_SIZE, **facts}
-    print(json.dumps({"bench": "streaming", "figures": figures, "detail": {**detail, "load_average": loads, "workload": workload, "machine": machine}}))
+    print(json.dumps({"bench": "streaming", "figures": figures, "detail": {**detail, "load_average": loads, "workload": workload, "machine": machine()}}))
 
 
 if __name__ == "__main__":

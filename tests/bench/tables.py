@@ -12,7 +12,6 @@ one process (a small table, as many steps).
 import argparse
 import json
 import os
-import platform
 import resource
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from medley.training.config import OptimizerConfig
 from medley.training.row_update import BETAS, EPSILON
 from medley.training.sharded_table import make_sharded
 from medley.training.table_updates import TableUpdates
+from tests.bench.figures import machine, quartiles
 
 NUM_ROWS, QUICK_ROWS, SMALL_ROWS, WIDTH, BATCH_SIZE = 10_000_000, 200_000, 5_000, 64, 8192
 NUM_RANKS, NUM_ROUNDS = 2, 3
@@ -141,13 +141,13 @@ def main() -> None:
         print(f"round {number + 1} | {rounds[-1]}", file=sys.stderr)
     ratios = [each["sharded"]["seconds"] / each["dense"]["seconds"] for each in rounds]
     detail = {
-        "table_step_vs_dense": [round(float(value), 4) for value in np.quantile(ratios, [0.25, 0.5, 0.75])],
+        "table_step_vs_dense": quartiles(ratios, 4),
         "rounds": rounds,
         "rows": num_rows,
         "width": WIDTH,
         "rows_read_per_step": NUM_RANKS * BATCH_SIZE,
         "load_average": loads,
-        "machine": {"num_cpus": os.cpu_count(), "machine": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "machine": machine(),
     }
     print(json.dumps({"bench": "tables", "figures": {"table_step_vs_dense": round(float(np.median(ratios)), 4)}, "detail": detail}))
 

@@ -15,7 +15,6 @@ zero2; goal 0.98), `zero2_bf16_vs_ddp_bf16` (zero2 over ddp; goal 0.95), `optimi
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from tests.bench.figures import machine, quartiles
 
 NUM_RANKS, BATCH_SIZE, NUM_TOKENS = 2, 16, 64
 NUM_WARM_UP, NUM_STEPS, NUM_ROUNDS = 5, 40, 3
@@ -190,11 +191,6 @@ def run_on_ray(num_steps: int) -> Found:
         )
 
 
-def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    return [round(float(value), 4) for value in np.quantile(values, [0.25, 0.5, 0.75])]
-
-
 def main() -> None:
     """Measure, print one JSON line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.training", description="Steps of training beside torchrun, DDP and no checkpoints.")
@@ -218,9 +214,8 @@ def main() -> None:
         "optimizer_bytes_ratio": [each["zero2"]["optimizer_bytes"] / each["ddp"]["optimizer_bytes"] for each in rounds],
         "checkpoint_overhead": [each["checkpoints"]["checkpoint_overhead"] for each in rounds],
     }
-    machine = {"num_cpus": os.cpu_count(), "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    detail = {"quartiles": {name: quartiles(values) for name, values in ratios.items()}, "rounds": rounds, "load_average": loads, "machine": machine}
-    print(json.dumps({"bench": "training", "figures": {name: quartiles(values)[1] for name, values in ratios.items()}, "detail": detail}))
+    detail = {"quartiles": {name: quartiles(values, 4) for name, values in ratios.items()}, "rounds": rounds, "load_average": loads, "machine": machine()}
+    print(json.dumps({"bench": "training", "figures": {name: quartiles(values, 4)[1] for name, values in ratios.items()}, "detail": detail}))
 
 
 if __name__ == "__main__":
