@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from medley import owner
 from medley.bundle import bundle_run, read_bundle
 from medley.config import Run, make_run
-from medley.data import owner
 from medley.data.prepared import PreparedData
 from medley.heads.als import AlsConfig
 from medley.index.blend import Blend
